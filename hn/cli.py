@@ -1,0 +1,178 @@
+"""From the command line and a TOML file to a `Config`, and back to TOML. Loads no torch.
+
+Defaults < TOML file (`--config`) < flags.
+"""
+
+import logging
+import os
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from hn.config import SECTIONS, Config, check
+from hn.errors import OptionError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """Read flags and the file they name. `--help` ends the process; raises `OptionError`."""
+    import tyro  # only here: it can be replaced
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    named = _config_argument(arguments)
+    config = Config() if named is None else replace(read_toml(find_recipe(named)), config=named)
+    config = tyro.cli(
+        tyro.conf.OmitArgPrefixes[Config],
+        args=arguments,
+        default=config,
+        use_underscores=True,
+        prog="train_hypernetwork.py",
+    )
+    check(config)
+    return config
+
+
+def parse_or_exit() -> Config:
+    """As `parse`, for a program's first line: a mistake ends the process with its message and exit
+    code.
+    """
+    try:
+        return parse()
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries from warning, as they are imported, of what does not concern us; errors
+    stay.
+    """
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def find_recipe(name: str) -> Path:
+    """The TOML file meant by a recipe's name or a path. Raises `OptionError`."""
+    path = (
+        RECIPES / f"{name}.toml" if "/" not in name and not name.endswith(".toml") else Path(name)
+    )
+    if not path.is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+        raise OptionError(
+            f"config '{name}' is neither a TOML file nor a recipe; the recipes are: {known}"
+        )
+    return path
+
+
+def read_toml(path: Path) -> Config:
+    """Read a TOML file of sections. Raises `OptionError` for what is not a setting."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OptionError(f"cannot read {path}: {error}") from error
+    config = Config()
+    for section, values in content.items():
+        if section not in SECTIONS or not isinstance(values, dict):
+            raise OptionError(
+                f"{path}: unknown section [{section}]{_meant(section, SECTIONS)}; there are "
+                f"{SECTIONS}"
+            )
+        config = replace(
+            config,
+            **{section: _read_section(getattr(config, section), values, f"{path}: {section}")},
+        )
+    return config
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration as TOML that `read_toml` reads back to the same. Unset settings are
+    left out.
+    """
+    lines: list[str] = []
+    for section in SECTIONS:
+        values = getattr(config, section)
+        lines.append(f"[{section}]")
+        for f in fields(values):
+            value = getattr(values, f.name)
+            if value is not None:
+                lines.append(f"{f.name} = {_toml_value(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _config_argument(arguments: list[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == "--config":
+            if position + 1 == len(arguments):
+                raise OptionError("--config needs a recipe's name or a TOML file")
+            return arguments[position + 1]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
+def _read_section(section: Any, values: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(type(section))
+    for key in values:
+        if key not in hints:
+            raise OptionError(f"{where}: unknown setting '{key}'{_meant(key, hints)}")
+    return replace(
+        section,
+        **{key: _converted(value, hints[key], f"{where}.{key}") for key, value in values.items()},
+    )
+
+
+def _meant(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _converted(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the setting's type, or an `OptionError` that names both."""
+    origin = get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = [argument for argument in get_args(hint) if argument is not type(None)]
+        return _converted(value, inner[0], where)
+    if origin is Literal and value in get_args(hint):
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_converted(item, get_args(hint)[0], where) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return value  # an int stays an int: a layer_structure of 1, 2, 1 is stored as such
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # learning_rate = 1e-5
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
+        return value
+    allowed = (
+        " or ".join(map(repr, get_args(hint)))
+        if origin is Literal
+        else getattr(hint, "__name__", str(hint))
+    )
+    raise OptionError(f"{where} must be {allowed}; found {value!r}")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _toml_string(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)
+
+
+def _toml_string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'

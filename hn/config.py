@@ -1,0 +1,297 @@
+"""Every setting, in sections: one for each owner, which receives its section only. Standard library
+only.
+
+A field's docstring is its help text on the command line. The names are those that users of the
+diffusers training scripts type already, flat on the command line, in sections in a TOML file.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from hn.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The base model."""
+
+    pretrained_model_name_or_path: str = ""
+    """Folder or hub id of a Stable Diffusion 1 or 2 in diffusers' layout; "demo" is the embedded
+    one.
+    """
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    variant: str | None = None
+    """Weight files to take, such as "fp16"."""
+    enable_xformers_memory_efficient_attention: bool = False
+    """Use xformers' attention instead of torch's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The hypernetwork."""
+
+    name: str = "hypernetwork"
+    """Its name: file stem, folder of the run, and what [name] in a template becomes."""
+    initial_hypernetwork: str | None = None
+    """Go on from this .pt or .safetensors file; its structure is taken, and its step goes on."""
+    dims: tuple[int, ...] = ()
+    """Context widths to train; none given: every one the UNet has."""
+    layer_structure: tuple[float, ...] = (1, 2, 1)
+    """Layer widths as multiples of the context width, from 1 to 1."""
+    activation_func: str = "linear"
+    """Activation by its web UI name: linear, relu, leakyrelu, elu, swish, tanh, sigmoid, mish, ...
+    """
+    weight_initialization: str = "identity"
+    """identity (starts as the base model), Normal, KaimingUniform, KaimingNormal, XavierUniform,
+    XavierNormal.
+    """
+    is_layer_norm: bool = False
+    """LayerNorm after every layer."""
+    activate_output: bool = False
+    """Activation also after the last layer."""
+    dropout_structure: tuple[float, ...] = ()
+    """Dropout after each layer, one number for each entry of layer_structure, such as 0 0.3 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Pictures and captions."""
+
+    train_data_dir: str | None = None
+    """Folder of pictures with captions in .txt files beside them; "demo" is the embedded set."""
+    dataset_name: str | None = None
+    """Instead of a folder: an HF dataset, as hub id or folder of its data files."""
+    dataset_config_name: str | None = None
+    """Configuration of the HF dataset."""
+    dataset_split: str = "train"
+    """Split of the HF dataset."""
+    image_column: str = "image"
+    """Its column of pictures."""
+    caption_column: str = "text"
+    """Its column of captions."""
+    validation_data_dir: str | None = None
+    """Folder of pictures not trained on, for the held-out loss against the base model."""
+    resolution: int = 512
+    """Side of the square training pictures in pixels."""
+    random_crop: bool = False
+    """Random squares instead of the centre."""
+    crops_per_image: int = 4
+    """How many random squares of each picture are encoded."""
+    random_flip: bool = False
+    """Mirror half of the samples."""
+    missing_caption: Literal["error", "filename", "empty"] = "error"
+    """A picture without .txt: stop, take the file's name as the web UI does, or the empty caption.
+    """
+    template: str = "none"
+    """Prompt template: none, style, subject, or a text file with [filewords] and [name]."""
+    shuffle_tags: bool = False
+    """Draw a new order of the comma-separated tags for every sample."""
+    tag_dropout: float = 0.0
+    """Chance to leave out each tag."""
+    caption_dropout: float = 0.0
+    """Chance of an empty prompt."""
+    latent_sampling: Literal["once", "deterministic", "random"] = "once"
+    """Latents: one sample per picture, the mean, or a new sample every time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss."""
+
+    snr_gamma: float | None = None
+    """Min-SNR weighting; 5 is usual."""
+    noise_offset: float = 0.0
+    """Per-channel constant added to the noise; 0.05 to 0.1 is usual."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer, learning rate, clipping."""
+
+    optimizer: str = "AdamW"
+    """A class of torch.optim, or any importable package.Class."""
+    optimizer_args: tuple[str, ...] = ()
+    """Its arguments as name=value, such as weight_decay=0.1 betas=(0.9,0.99)."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit states (bitsandbytes)."""
+    learning_rate: str = "1e-5"
+    """A number, or the web UI's stages: "5e-5:150, 2e-5:500, 1e-5" (rate:until that step)."""
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    """What the rate is multiplied with over the run."""
+    lr_warmup_steps: int = 0
+    """Steps over which the rate rises from zero."""
+    clip_grad_mode: Literal["none", "norm", "value"] = "norm"
+    """Clip the gradient's norm, each of its values, or nothing; always of the true, unscaled
+    gradient.
+    """
+    clip_grad_value: str = "1.0"
+    """The bound; a number or stages, as learning_rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The loop."""
+
+    max_train_steps: int = 1000
+    """Optimizer steps in all, counted over resumes."""
+    train_batch_size: int = 1
+    """Pictures per process and micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per step."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the frozen model and of the computation; not given: what accelerate launch says.
+    The
+    hypernetwork's weights are always float32."""
+    gradient_checkpointing: bool = False
+    """Less memory for more time: compute activations again in the backward pass."""
+    seed: int = 0
+    """All randomness follows from it: pictures, noise, timesteps, crops, captions, first weights.
+    """
+    expect_world_size: int | None = None
+    """Refuse to run with another number of processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where results go, and when."""
+
+    output_dir: str = "runs"
+    """The run's folder is output_dir/name."""
+    checkpointing_steps: int = 500
+    """Save a checkpoint every so many steps, and always at the end; 0: only at the end."""
+    checkpoints_total_limit: int | None = None
+    """Keep only the newest so many checkpoints, at least 2."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint's folder, or "latest"."""
+    report_to: Literal["tensorboard", "none"] = "tensorboard"
+    """Tracker, beside metrics.jsonl and hypernetwork_loss.csv, which are always written."""
+    logging_steps: int = 10
+    """Report every so many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Previews and the held-out loss."""
+
+    validation_prompt: tuple[str, ...] = ()
+    """Prompts to draw."""
+    validation_steps: int = 500
+    """Draw and measure every so many steps, and at the end; 0: only at the end."""
+    validation_strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Columns of the preview grid."""
+    validation_negative_prompt: str = ""
+    """What the guidance leads away from."""
+    validation_inference_steps: int = 25
+    """Denoising steps of a preview."""
+    validation_guidance_scale: float = 7.0
+    """Classifier-free guidance of a preview."""
+    validation_seed: int = 0
+    """Seed of the previews' noise: the same in every grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train a hypernetwork for a Stable Diffusion model."""
+
+    config: str | None = None
+    """A recipe's name (demo) or a TOML file, read before the other flags."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+
+SECTIONS = tuple(f.name for f in fields(Config) if f.name != "config")
+
+
+def check(config: Config) -> None:
+    """Refuse impossible settings and combinations, all of them at once, before anything is loaded.
+
+    Raises `OptionError` with one line for each.
+    """
+    faults = [*_range_faults(config), *_combination_faults(config)]
+    if faults:
+        raise OptionError("\n".join(faults))
+
+
+def _range_faults(config: Config) -> list[str]:
+    data, training, output, optimizer = (
+        config.data,
+        config.training,
+        config.output,
+        config.optimizer,
+    )
+    validation = config.validation
+    positive = {
+        "max_train_steps": training.max_train_steps,
+        "train_batch_size": training.train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "crops_per_image": data.crops_per_image,
+        "logging_steps": output.logging_steps,
+        "validation_inference_steps": validation.validation_inference_steps,
+    }
+    not_negative = {
+        "noise_offset": config.objective.noise_offset,
+        "lr_warmup_steps": optimizer.lr_warmup_steps,
+        "checkpointing_steps": output.checkpointing_steps,
+        "validation_steps": validation.validation_steps,
+        "seed": training.seed,
+    }
+    shares = {"tag_dropout": data.tag_dropout, "caption_dropout": data.caption_dropout}
+    faults = [
+        f"{name} must be at least 1; found {value}" for name, value in positive.items() if value < 1
+    ]
+    faults += [
+        f"{name} must not be negative; found {value}"
+        for name, value in not_negative.items()
+        if not (value >= 0 and math.isfinite(value))
+    ]
+    faults += [
+        f"{name} must be from 0 to 1; found {value}"
+        for name, value in shares.items()
+        if not 0 <= value <= 1
+    ]
+    if data.resolution < 16 or data.resolution % 8:
+        faults.append(f"resolution must be a multiple of 8, at least 16; found {data.resolution}")
+    gamma = config.objective.snr_gamma
+    if gamma is not None and not (gamma > 0 and math.isfinite(gamma)):
+        faults.append(f"snr_gamma must be greater than 0, 5 is usual; found {gamma}")
+    if output.checkpoints_total_limit is not None and output.checkpoints_total_limit < 2:
+        faults.append(
+            f"checkpoints_total_limit must be at least 2; found {output.checkpoints_total_limit}"
+        )
+    return faults
+
+
+def _combination_faults(config: Config) -> list[str]:
+    faults = []
+    if not config.model.pretrained_model_name_or_path:
+        faults.append(
+            "pretrained_model_name_or_path is missing: give a diffusers folder or hub id, or "
+            "--config demo"
+        )
+    sources = [s for s in (config.data.train_data_dir, config.data.dataset_name) if s]
+    if len(sources) != 1:
+        faults.append(
+            "give either train_data_dir or dataset_name; found "
+            f"{' and '.join(sources) or 'neither'}"
+        )
+    name = config.network.name
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):
+        faults.append(
+            "name may hold letters, digits and ._- and blanks, since it names files; found "
+            f"'{name}'"
+        )
+    optimizer = config.optimizer
+    if optimizer.use_8bit_adam and optimizer.optimizer != "AdamW":
+        faults.append(
+            f"use_8bit_adam is for the optimizer AdamW; found {optimizer.optimizer}: give one of "
+            "the two"
+        )
+    return faults

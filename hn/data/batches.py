@@ -1,0 +1,141 @@
+"""Batches as a pure function of the step.
+
+The pictures form one endless stream, each epoch in an order of its own; step `s` takes the next
+`global batch` of them. A slot is a place in that global batch. Which process draws which slot
+changes nothing about what is drawn for it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hn import rng
+from hn.config import DataConfig
+from hn.data.cache import Contexts, Latents
+from hn.data.captions import draw_prompt, fill
+
+ALL_PROMPTS_LIMIT = 2000  # more are encoded when they are drawn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this process."""
+
+    step: int
+    slots: list[int]
+    pictures: list[int]
+    prompts: list[str]
+    latents: Tensor  # (B, C, h, w)
+    context: Tensor  # (B, T, D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the global batch is dealt out."""
+
+    batch_size: int
+    accumulation: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Pictures per step, over all processes and micro-batches."""
+        return self.batch_size * self.accumulation * self.world_size
+
+    def slots(self, micro_batch: int) -> list[int]:
+        """The slots of this process's micro-batch."""
+        start = (micro_batch * self.world_size + self.rank) * self.batch_size
+        return list(range(start, start + self.batch_size))
+
+
+class Prompts:
+    """Draws the prompt of a picture for a step and slot."""
+
+    def __init__(
+        self, captions: list[str], template: list[str], name: str, config: DataConfig, seed: int
+    ) -> None:
+        self._captions = captions
+        self._template = template
+        self._name = name
+        self._config = config
+        self._seed = seed
+
+    def draw(self, picture: int, step: int, slot: int) -> str:
+        """The prompt: perhaps empty (`caption_dropout`), else a filled line of the template."""
+        random = rng.python_random(self._seed, "caption", step, slot)
+        if random.random() < self._config.caption_dropout:
+            return ""
+        return draw_prompt(
+            self._captions[picture],
+            self._template,
+            self._name,
+            random,
+            shuffle_tags=self._config.shuffle_tags,
+            tag_dropout=self._config.tag_dropout,
+        )
+
+    def all(self) -> list[str] | None:
+        """Every prompt that can be drawn, or None if they are too many to encode beforehand."""
+        if self._config.shuffle_tags or self._config.tag_dropout:
+            return None
+        if len(self._captions) * len(self._template) > ALL_PROMPTS_LIMIT:
+            return None
+        filled = [
+            fill(line, caption, self._name) for caption in self._captions for line in self._template
+        ]
+        return ["", *dict.fromkeys(filled)]
+
+
+class Batches:
+    """`at(step)` gives this process's micro-batches of a step, whatever was asked for before."""
+
+    def __init__(
+        self, latents: Latents, prompts: Prompts, contexts: Contexts, layout: Layout, seed: int
+    ) -> None:
+        self.layout = layout
+        self._latents = latents
+        self._prompts = prompts
+        self._contexts = contexts
+        self._seed = seed
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def at(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of optimizer step `step` (counted from 0)."""
+        for micro_batch in range(self.layout.accumulation):
+            yield self._batch(step, self.layout.slots(micro_batch))
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures there are."""
+        return len(self._latents)
+
+    def _batch(self, step: int, slots: list[int]) -> Batch:
+        pictures = [self._picture(step * self.layout.global_batch + slot) for slot in slots]
+        prompts = [
+            self._prompts.draw(picture, step, slot)
+            for picture, slot in zip(pictures, slots, strict=True)
+        ]
+        latents = [
+            self._latents.sample(picture, self._variant(step, slot), step, slot)
+            for picture, slot in zip(pictures, slots, strict=True)
+        ]
+        return Batch(
+            step, slots, pictures, prompts, torch.stack(latents), self._contexts.stack(prompts)
+        )
+
+    def _picture(self, position: int) -> int:
+        """The picture at a position of the endless stream; the current epoch's order is kept."""
+        epoch, place = divmod(position, len(self._latents))
+        if epoch != self._order[0]:
+            self._order = (epoch, rng.permutation(self._seed, epoch, len(self._latents)).tolist())
+        return self._order[1][place]
+
+    def _variant(self, step: int, slot: int) -> int:
+        if self._latents.variants == 1:
+            return 0
+        return rng.python_random(self._seed, "variant", step, slot).randrange(
+            self._latents.variants
+        )

@@ -1,0 +1,103 @@
+"""What is encoded once and read at every step: latents of pictures and contexts of prompts, in
+memory.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm import tqdm
+
+from hn import rng
+from hn.config import DataConfig
+from hn.data.images import examples, open_picture, to_tensor
+from hn.diffusion.base_model import BaseModel, Moments
+from hn.errors import NumericsError
+
+ENCODED_AT_ONCE = 8  # pictures, and 32 prompts
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Moments (N, V, C, h, w) of N pictures in V variants each: crops, and their mirror images if
+    flips are on.
+    """
+
+    moments: Moments
+    sampling: str
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.moments.mean)
+
+    @property
+    def variants(self) -> int:
+        """How many variants of each picture there are."""
+        return self.moments.mean.shape[1]
+
+    def sample(self, picture: int, variant: int, step: int, slot: int) -> Tensor:
+        """Latents (C, h, w) of one variant: its mean, its one sample for the whole run, or one for
+        this step and slot.
+        """
+        mean, std = self.moments.mean[picture, variant], self.moments.std[picture, variant]
+        if self.sampling == "deterministic":
+            return mean
+        position = (picture, variant) if self.sampling == "once" else (picture, variant, step, slot)
+        return mean + std * torch.randn(
+            mean.shape, generator=rng.generator(self.seed, "latent", *position)
+        )
+
+
+def encode_latents(dataset: Dataset, base: BaseModel, config: DataConfig, seed: int) -> Latents:
+    """Encode every picture in all its variants, with a progress bar.
+
+    Raises `NumericsError` naming a picture whose latents are not finite.
+    """
+    means, stds = [], []
+    for number, example in enumerate(examples(dataset, "encoding pictures")):
+        picture = open_picture(example)
+        crops = [
+            to_tensor(picture, config.resolution, place) for place in _places(config, seed, number)
+        ]
+        mirrored = [crop.flip(-1) for crop in crops] if config.random_flip else []
+        moments = base.encode_images(torch.stack(crops + mirrored))
+        if not (moments.mean.isfinite().all() and moments.std.isfinite().all()):
+            raise NumericsError(f"{example.name}: the autoencoder's latents are not finite numbers")
+        means.append(moments.mean)
+        stds.append(moments.std)
+    return Latents(Moments(torch.stack(means), torch.stack(stds)), config.latent_sampling, seed)
+
+
+def _places(config: DataConfig, seed: int, number: int) -> list[tuple[float, float]]:
+    """Where the crops of one picture lie: the centre, or random places."""
+    if not config.random_crop:
+        return [(0.5, 0.5)]
+    draw = rng.python_random(seed, "crop", number)
+    return [(draw.random(), draw.random()) for _ in range(config.crops_per_image)]
+
+
+class Contexts:
+    """Text contexts by prompt. Each prompt is encoded once; all of them at the start, where they
+    are known.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self._known: dict[str, Tensor] = {}
+
+    def encode(self, prompts: Iterable[str]) -> None:
+        """Encode those that are not known yet; with a progress bar where there are many."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        starts = range(0, len(new), 4 * ENCODED_AT_ONCE)
+        for start in tqdm(
+            starts, desc="encoding prompts", unit="batch", leave=False, disable=len(starts) < 4
+        ):
+            chunk = new[start : start + 4 * ENCODED_AT_ONCE]
+            self._known |= zip(chunk, self._base.encode_prompts(chunk), strict=True)
+
+    def stack(self, prompts: list[str]) -> Tensor:
+        """Contexts (B, T, D) of the prompts."""
+        self.encode(prompts)
+        return torch.stack([self._known[prompt] for prompt in prompts])

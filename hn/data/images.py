@@ -1,0 +1,255 @@
+"""Pictures: from a folder or an HF dataset to one `datasets.Dataset`, and from one file to a
+training tensor.
+
+A folder's captions are read by us: datasets' own `imagefolder` loader drops `.txt` captions without
+a word.
+"""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Value, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from hn.config import DataConfig
+from hn.data.captions import read_caption
+from hn.errors import DataError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 100_000_000  # refused from the header alone; a 10,000 x 10,000 picture passes
+SHOWN_FAULTS = 20
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture and what is written about it."""
+
+    name: str
+    source: dict[str, Any]  # {"path": ..., "bytes": ...}, as datasets keeps an undecoded picture
+    caption: str
+
+
+def load_examples(config: DataConfig) -> Dataset:
+    """The training pictures as a dataset of `image` (undecoded), `caption` and `name`.
+
+    Raises `DataError` listing what is wrong with the folder, its captions, or the HF dataset.
+    """
+    if config.train_data_dir is not None:
+        return read_folder(
+            Path(config.train_data_dir), config.missing_caption, setting="train_data_dir"
+        )
+    return _read_hub_dataset(config)
+
+
+def read_folder(folder: Path, missing_caption: str, *, setting: str) -> Dataset:
+    """The pictures of a folder (not of its sub-folders), sorted by name, with their captions."""
+    if not folder.is_dir():
+        raise DataError(
+            f"{setting} '{folder}' is not a folder. Give the folder that holds the pictures."
+        )
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    pictures = [path for path in files if path.suffix.lower() in ENDINGS]
+    if not pictures:
+        raise DataError(
+            f"{setting} '{folder}' holds no picture: {len(files)} entries, none ends with "
+            f"{', '.join(ENDINGS)}"
+        )
+    _report_unused(files, pictures)
+    faults: list[str] = []
+    captions: list[str] = []
+    for path in pictures:
+        try:
+            captions.append(read_caption(path, missing_caption))
+        except DataError as error:
+            faults.append(str(error))
+    faults += _shared_captions(pictures)
+    if faults:
+        raise DataError(_listed(f"{setting} '{folder}' has captions that cannot be used", faults))
+    rows = {
+        "image": [{"path": str(path), "bytes": None} for path in pictures],
+        "caption": captions,
+        "name": [path.name for path in pictures],
+    }
+    return Dataset.from_dict(rows, features=_FEATURES)
+
+
+def examples(dataset: Dataset, description: str) -> Iterator[Example]:
+    """Go through the dataset with a progress bar."""
+    for row in tqdm(dataset, desc=description, unit="picture", leave=False):
+        yield Example(row["name"], row["image"], row["caption"])  # type: ignore[index]
+
+
+def check_pictures(dataset: Dataset, resolution: int) -> str:
+    """Decode every picture once, before any model is loaded.
+
+    Returns a digest of all names, captions and bytes. Raises `DataError` listing all pictures that
+    cannot be used.
+    """
+    faults, enlarged = [], []
+    digest = hashlib.sha256()
+    for example in examples(dataset, "checking pictures"):
+        try:
+            picture = open_picture(example)
+            for part in (example.name.encode(), example.caption.encode(), _content(example)):
+                digest.update(hashlib.sha256(part).digest())
+            if min(picture.size) < resolution:
+                enlarged.append(example.name)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError(
+            _listed(
+                f"{len(faults)} of {len(dataset)} pictures cannot be used; mend or remove them",
+                faults,
+            )
+        )
+    if enlarged:
+        print(
+            f"{len(enlarged)} pictures are smaller than resolution {resolution} and are enlarged: "
+            ""
+
+              + ", ".join(enlarged[:5]) + (", ..." if len(enlarged) > 5 else ""))  # fmt: skip
+    return digest.hexdigest()
+
+
+def open_picture(example: Example) -> Image.Image:
+    """Decode a picture to RGB: turned as its EXIF data say, transparency laid on white, 16 bits
+    reduced to 8.
+
+    Raises `DataError` naming it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(_content(example)), formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{example.name}: {picture.width} x {picture.height} pixels are too many"
+                    )
+                picture.load()
+                return _to_rgb(ImageOps.exif_transpose(picture))
+    except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
+        ) from error
+
+
+def to_tensor(
+    picture: Image.Image, resolution: int, place: tuple[float, float] = (0.5, 0.5)
+) -> Tensor:
+    """A square of the picture as a tensor (3, resolution, resolution) in -1..1.
+
+    The shorter side is resized to `resolution`; `place` (0..1 across, 0..1 down) chooses the square
+    along the longer one.
+    """
+    scale = resolution / min(picture.size)
+    width, height = (max(resolution, round(side * scale)) for side in picture.size)
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = round((width - resolution) * place[0]), round((height - resolution) * place[1])
+    square = np.array(resized.crop((left, top, left + resolution, top + resolution)))
+    return torch.from_numpy(square).permute(2, 0, 1).float().div(127.5).sub(1.0)
+
+
+_FEATURES = Features(
+    {"image": ImageFeature(decode=False), "caption": Value("string"), "name": Value("string")}
+)
+
+
+def _read_hub_dataset(config: DataConfig) -> Dataset:
+    assert config.dataset_name is not None
+    try:
+        dataset = load_dataset(
+            config.dataset_name, config.dataset_config_name, split=config.dataset_split
+        )
+    except Exception as error:  # datasets raises a dozen kinds of its own
+        raise DataError(
+            f"dataset_name '{config.dataset_name}' cannot be loaded: {error}"
+        ) from error
+    assert isinstance(dataset, Dataset)
+    columns = {"image_column": config.image_column, "caption_column": config.caption_column}
+    for setting, column in columns.items():
+        if column not in dataset.column_names:
+            raise DataError(
+                f"{setting} '{column}' is not a column of {config.dataset_name}: it has "
+                f"{dataset.column_names}"
+            )
+    dataset = dataset.select_columns(list(columns.values())).cast_column(
+        config.image_column, ImageFeature(decode=False)
+    )
+    dataset = dataset.rename_columns(
+        {config.image_column: "image", config.caption_column: "caption"}
+    )
+    empty = [row for row, caption in enumerate(dataset["caption"]) if not caption]
+    if empty and config.missing_caption != "empty":
+        raise DataError(
+            f"{len(empty)} rows of {config.dataset_name} have no caption, the first is row "
+            f"{empty[0]}. "
+            "Mend them, or set missing_caption to empty."
+        )
+    captions = [caption or "" for caption in dataset["caption"]]
+    names = [f"row {row}" for row in range(len(dataset))]
+    return (
+        dataset.remove_columns("caption").add_column("caption", captions).add_column("name", names)
+    )  # type: ignore[call-arg]
+
+
+def _content(example: Example) -> bytes:
+    """The file's bytes. Raises `OSError` for what is not a regular file: a pipe would wait for
+    ever.
+    """
+    content, path = example.source.get("bytes"), example.source.get("path")
+    if content:
+        return content
+    if path is None or not Path(path).is_file():
+        raise OSError("it is not a regular file")
+    return Path(path).read_bytes()
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits: `convert` would clip to white
+        return Image.fromarray(
+            (np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)
+        ).convert("RGB")
+    if picture.has_transparency_data:
+        pixels = picture.convert("RGBA")
+        if pixels.getextrema()[3][1] == 0:  # type: ignore[index]
+            raise ValueError("it is fully transparent")
+        return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _report_unused(files: list[Path], pictures: list[Path]) -> None:
+    used = {*pictures, *(path.with_suffix(".txt") for path in pictures)}
+    unused = [path.name + "/" * path.is_dir() for path in files if path not in used]
+    if unused:
+        print(
+            f"not used: {len(unused)} entries of {files[0].parent}: "
+            f"{', '.join(map(repr, unused[:5]))}"
+
+              + (", ..." if len(unused) > 5 else ""))  # fmt: skip
+
+
+def _shared_captions(pictures: list[Path]) -> list[str]:
+    """Two pictures that differ in their ending only would share one caption file."""
+    first: dict[str, Path] = {}
+    return [
+        f"{path.name} and {first[path.stem].name} share {path.stem}.txt: rename one"
+        for path in pictures
+        if first.setdefault(path.stem, path) != path
+    ]
+
+
+def _listed(headline: str, faults: list[str]) -> str:
+    more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+    return "\n  ".join([headline + ":", *faults[:SHOWN_FAULTS], *more])

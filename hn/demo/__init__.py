@@ -1,0 +1,28 @@
+"""The embedded default: a tiny Stable Diffusion, trained by us, and pictures in a style it does not
+know.
+
+The base model (`hn/demo/model`) draws one coloured shape on a coloured ground. The style set shows
+four of its six shapes as neon signs; stars and hearts are held out, so what they look like
+afterwards was learnt and not remembered.
+"""
+
+from pathlib import Path
+
+from hn.demo.pictures import write_folder
+
+NAME = "demo"
+MODEL = Path(__file__).parent / "model"
+TRAINED_SHAPES = ("circle", "square", "triangle", "cross")
+HELD_OUT_SHAPES = ("star", "heart")
+PICTURES = 48
+HELD_OUT_PICTURES = 16
+
+
+def write_pictures(folder: Path) -> tuple[Path, Path]:
+    """Write the style set and the held-out pictures below `folder`; returns their folders. The same
+    every time.
+    """
+    trained, held_out = folder / "train", folder / "held-out"
+    write_folder(trained, PICTURES, seed=1, shapes=TRAINED_SHAPES, style="neon")
+    write_folder(held_out, HELD_OUT_PICTURES, seed=2, shapes=HELD_OUT_SHAPES, style="neon")
+    return trained, held_out

@@ -1,0 +1,228 @@
+"""The base model: a Stable Diffusion 1 or 2 in diffusers' layout, from a folder or from the hub,
+frozen.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from hn.diffusion.attention import context_dims
+from hn.diffusion.objective import Prediction
+from hn.errors import ModelError
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the autoencoder says of pictures: `mean` and `std` (B, C, h, w) of their latents, scaled
+    for the UNet.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class BaseModel:
+    """The frozen parts and what they compute. The autoencoder and the text encoder can be let go
+    once they have done it.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: DDIMScheduler,
+    ) -> None:
+        self.name = name
+        self.unet = unet
+        self.scheduler = scheduler
+        self.tokenizer = tokenizer
+        self._vae: AutoencoderKL | None = vae
+        self._text_encoder: CLIPTextModel | None = text_encoder
+        self.prediction: Prediction = _prediction(scheduler)
+        self.scaling_factor = float(vae.config["scaling_factor"])
+        self.downscaling = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        for part in (unet, vae, text_encoder):
+            part.requires_grad_(False).eval()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Load from a folder or hub id. UNet and text encoder take `dtype`; the autoencoder stays
+        float32.
+
+        Raises `ModelError` naming what is missing, before anything large is read.
+        """
+        check_layout(name)
+        at: dict[str, Any] = {"revision": revision}
+        source = {**at, "variant": variant}
+        try:
+            unet = UNet2DConditionModel.from_pretrained(
+                name, subfolder="unet", torch_dtype=dtype, **source
+            )
+            vae = AutoencoderKL.from_pretrained(
+                name, subfolder="vae", torch_dtype=torch.float32, **source
+            )
+            text_encoder = CLIPTextModel.from_pretrained(
+                name, subfolder="text_encoder", dtype=dtype, **source
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **at)
+            scheduler: Any = DDIMScheduler.from_pretrained(name, subfolder="scheduler", **at)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            raise ModelError(
+                f"pretrained_model_name_or_path '{name}' cannot be loaded: {reason} "
+                "It must be a diffusers folder or hub id of a Stable Diffusion 1 or 2."
+            ) from error
+        base = cls(
+            name=name,
+            unet=unet,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+        )
+        return base.to(device)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move everything that is still held."""
+        parts: tuple[Any, ...] = (self.unet, self._vae, self._text_encoder)
+        for part in parts:
+            if part is not None:
+                part.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return self.unet.device
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Every context width of the UNet, ascending."""
+        return context_dims(self.unet)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The share of signal left at each timestep (T,), float32."""
+        return self.scheduler.alphas_cumprod
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder. Raises `ModelError` after `free_vae`."""
+        if self._vae is None:
+            raise ModelError(
+                "the autoencoder was freed; load the base model again to encode or decode pictures"
+            )
+        return self._vae
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """The text encoder. Raises `ModelError` after `free_text_encoder`."""
+        if self._text_encoder is None:
+            raise ModelError(
+                "the text encoder was freed; load the base model again to encode prompts"
+            )
+        return self._text_encoder
+
+    def free_vae(self) -> None:
+        """Let go of the autoencoder, once all latents are there and no picture will be drawn."""
+        self._vae = None
+
+    def free_text_encoder(self) -> None:
+        """Let go of the text encoder, once all contexts are there."""
+        self._text_encoder = None
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Moments:
+        """Moments of pictures (B, 3, H, W) in -1..1, in float32 on the CPU."""
+        distribution = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        mean, std = distribution.mean.float().cpu(), distribution.std.float().cpu()
+        return Moments(mean * self.scaling_factor, std * self.scaling_factor)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (B, C, h, w), in RGB."""
+        pixels = self.vae.decode(
+            latents.to(self.vae.device, self.vae.dtype) / self.scaling_factor
+        ).sample
+        values = pixels.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
+        return [Image.fromarray(picture.numpy()) for picture in values.permute(0, 2, 3, 1).cpu()]
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Contexts (B, T, D) of prompts, on the text encoder's device; what exceeds T tokens is
+        cut.
+        """
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state
+
+    def excess_tokens(self, prompt: str) -> int:
+        """How many tokens of `prompt` do not fit."""
+        return max(0, len(self.tokenizer(prompt).input_ids) - self.tokenizer.model_max_length)
+
+
+def check_layout(name: str) -> None:
+    """Refuse early what cannot be a base model. Raises `ModelError`."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.exists() or not _HUB_ID.match(name):
+            raise ModelError(
+                f"pretrained_model_name_or_path '{name}' is neither a folder nor a hub id such as "
+                "'stable-diffusion-v1-5/stable-diffusion-v1-5'. A single checkpoint file must be "
+                "converted first."
+            )
+        return
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise ModelError(
+            f"pretrained_model_name_or_path '{name}' has no folder {', '.join(missing)}; "
+            f"a diffusers model has {', '.join(PARTS)}"
+        )
+    config = folder / "unet" / "config.json"
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"cannot read {config}: {error}") from error
+    if kind != "UNet2DConditionModel":
+        raise ModelError(
+            f"{config} describes a {kind}; only UNet2DConditionModel has attention of this kind"
+        )
+
+
+def _prediction(scheduler: DDIMScheduler) -> Prediction:
+    kind = scheduler.config["prediction_type"]
+    if kind not in ("epsilon", "v_prediction"):
+        raise ModelError(
+            f"the scheduler's prediction_type is '{kind}'; supported are epsilon and v_prediction"
+        )
+    return kind

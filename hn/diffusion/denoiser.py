@@ -1,0 +1,71 @@
+"""The one module that is trained: the frozen UNet, reading through a hypernetwork.
+
+`accelerator.prepare` must wrap this and not the bare hypernetwork: prepared alone, its gradients
+would not be averaged between processes, without an error.
+"""
+
+from dataclasses import dataclass
+
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from hn.diffusion.attention import Attachment, Kernel, attach
+from hn.network.module import Hypernetwork
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a picture is described by: the text encoder's `context` (B, T, D)."""
+
+    context: Tensor
+
+
+class Denoiser(nn.Module):
+    """Predicts noise (or velocity) with the hypernetwork at strength 1.
+
+    Only the hypernetwork is a submodule. The UNet stays out of `_modules`, so parameters,
+    `state_dict` and every wrapper (DDP, FSDP) see the hypernetwork's tensors and nothing else.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        hypernetwork: Hypernetwork,
+        *,
+        gradient_checkpointing: bool = False,
+        kernel: Kernel = "sdpa",
+        transform_once: bool = True,
+    ) -> None:
+        super().__init__()
+        self.hypernetwork = hypernetwork
+        unet.requires_grad_(False)
+        if gradient_checkpointing:
+            # diffusers' kind is non-reentrant; the other one lets no gradient through here.
+            unet.enable_gradient_checkpointing()
+            unet.train()  # some blocks checkpoint in training mode only; no dropout wakes
+        self._frozen: tuple[UNet2DConditionModel, Attachment] = (
+            unet,
+            attach(unet, [(hypernetwork, 1.0)], kernel=kernel, transform_once=transform_once),
+        )
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The frozen UNet, with the hypernetwork attached."""
+        return self._frozen[0]
+
+    @property
+    def attachment(self) -> Attachment:
+        """The attachment of the hypernetwork to the UNet."""
+        return self._frozen[1]
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Prediction (B, C, h, w) for noisy latents (B, C, h, w), timesteps (B,) and their
+        condition.
+        """
+        dtype = self.unet.dtype
+        return self.unet(
+            noisy.to(dtype),
+            timesteps,
+            encoder_hidden_states=condition.context.to(dtype),
+            return_dict=False,
+        )[0]

@@ -1,0 +1,127 @@
+"""Pictures from prompts: diffusers' pipeline around a base model, and labelled grids."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from hn.diffusion.base_model import BaseModel
+
+DRAWN_AT_ONCE = 4  # pictures
+_MARGIN = 4  # pixels
+_TEXT_HEIGHT = 12
+
+
+class Painter:
+    """Draws the same prompts from the same noise every time, without touching any global generator.
+
+    `contexts` (P, T, D) are those of the prompts, `negative` (1, T, D) is what guidance leads away
+    from.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        contexts: Tensor,
+        negative: Tensor,
+        *,
+        resolution: int,
+        steps: int,
+        guidance_scale: float,
+        seed: int,
+    ) -> None:
+        self._base = base
+        self._contexts = contexts
+        self._negative = negative
+        self._settings = {
+            "height": resolution,
+            "width": resolution,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+        }
+        self._seed = seed
+        pipeline_class: Any = StableDiffusionPipeline  # its annotations know neither None nor DDIM
+        self._pipeline = pipeline_class(
+            vae=base.vae,
+            text_encoder=None,  # contexts are given
+            tokenizer=None,
+            unet=base.unet,
+            scheduler=base.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    def draw(self) -> list[Image.Image]:
+        """One picture of each prompt, with whatever is attached to the UNet at the strengths it has
+        now.
+        """
+        pictures: list[Image.Image] = []
+        for start in range(0, len(self._contexts), DRAWN_AT_ONCE):
+            pictures += self._draw(range(start, min(start + DRAWN_AT_ONCE, len(self._contexts))))
+        return pictures
+
+    @torch.no_grad()
+    def _draw(self, rows: range) -> list[Image.Image]:
+        dtype, device = self._base.unet.dtype, self._base.device
+        contexts = self._contexts[rows.start : rows.stop].to(device, dtype)
+        latents = self._pipeline(
+            prompt_embeds=contexts,
+            negative_prompt_embeds=self._negative.to(device, dtype).expand_as(contexts),
+            generator=[torch.Generator().manual_seed(self._seed + row) for row in rows],
+            output_type="latent",
+            **self._settings,
+        ).images
+        return self._base.decode(latents)
+
+
+def grid(
+    rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]
+) -> Image.Image:
+    """Pictures of one size in rows and columns, each row under its label, each column under its
+    own.
+    """
+    width, height = rows[0][0].size
+    enlarged = max(1, 128 // width)  # tiny pictures are shown larger
+    width, height = width * enlarged, height * enlarged
+    row_height = height + _TEXT_HEIGHT + 2 * _MARGIN
+    sheet = Image.new(
+        "RGB",
+        (
+            len(column_labels) * (width + _MARGIN) + _MARGIN,
+            _TEXT_HEIGHT + 2 * _MARGIN + len(rows) * row_height,
+        ),
+        "white",
+    )
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT_HEIGHT - 2)
+    for column, label in enumerate(column_labels):
+        pen.text((_MARGIN + column * (width + _MARGIN), _MARGIN), label, "black", font)
+    for row, (pictures, label) in enumerate(zip(rows, row_labels, strict=True)):
+        top = _TEXT_HEIGHT + 2 * _MARGIN + row * row_height
+        pen.text((_MARGIN, top), _shortened(label, font, sheet.width - 2 * _MARGIN), "black", font)
+        for column, picture in enumerate(pictures):
+            place = (_MARGIN + column * (width + _MARGIN), top + _TEXT_HEIGHT + _MARGIN)
+            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    picture.save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """As much of the text as fits into `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

@@ -1,0 +1,1 @@
+"""How far a hypernetwork is from its base model, and whether that is better."""

@@ -1,0 +1,170 @@
+"""The web UI's `.pt`: a flat dictionary of `{width: (k tensors, v tensors)}` and a fixed set of
+named values.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hn.errors import ModelError
+from hn.network import container
+from hn.network.module import Hypernetwork, HypernetworkConfig, Provenance
+
+_OLD_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}
+
+
+def read(path: Path) -> Hypernetwork:
+    """Read any `.pt` the web UI reads, with its defaults for what the file leaves out.
+
+    Raises `ModelError` naming the file, the entry and what to do.
+    """
+    try:
+        return from_dict(container.read(path), default_name=path.stem)
+    except ModelError as error:
+        raise error if str(path) in str(error) else ModelError(f"{path}: {error}") from error
+
+
+def to_bytes(net: Hypernetwork, name: str) -> bytes:
+    """The file's bytes; `name` must be the file's stem, because the web UI caches networks under
+    it.
+    """
+    return container.write(to_dict(net, name))
+
+
+def from_dict(state: Any, default_name: str) -> Hypernetwork:
+    """Build the hypernetwork that `state` describes. A missing value has the web UI's default."""
+    if not isinstance(state, dict):
+        raise ModelError(
+            f"this is no hypernetwork: it holds a {type(state).__name__}, not a dictionary"
+        )
+    pairs = {key: value for key, value in state.items() if type(key) is int}
+    if not pairs:
+        keys = ", ".join(repr(key)[:40] for key in list(state)[:5])
+        raise ModelError(
+            "this is no hypernetwork: no key is a context width such as 768 (an int). It holds "
+            f"{keys or 'nothing'}"
+        )
+    tensors = {
+        f"{dim}.{kind}.{key}": tensor
+        for dim, pair in pairs.items()
+        for kind, weights in zip("kv", _pair(dim, pair), strict=True)
+        for key, tensor in _renamed(weights).items()
+    }
+    return Hypernetwork.from_tensors(
+        _config(state, tuple(pairs)), _provenance(state, default_name), tensors
+    )
+
+
+def to_dict(net: Hypernetwork, name: str) -> dict[int | str, Any]:
+    """Every key the web UI writes, in its order, as plain types."""
+    config, provenance = net.config, net.provenance
+    state: dict[int | str, Any] = {dim: _weights(net, dim) for dim in config.dims}
+    return state | {
+        "step": provenance.step,
+        "name": name,
+        "layer_structure": list(config.layer_structure),
+        "activation_func": config.activation_func or "linear",  # ComfyUI refuses None
+        "is_layer_norm": config.is_layer_norm,
+        "weight_initialization": config.weight_initialization,
+        "sd_checkpoint": provenance.sd_checkpoint,
+        "sd_checkpoint_name": provenance.sd_checkpoint_name,
+        "activate_output": config.activate_output,
+        "use_dropout": config.use_dropout,
+        "dropout_structure": list(config.dropout_structure),
+        "last_layer_dropout": config.last_layer_dropout,
+        "optional_info": provenance.optional_info or None,
+    }
+
+
+def _pair(dim: int, pair: Any) -> tuple[dict, dict]:
+    if (
+        not isinstance(pair, tuple | list)
+        or len(pair) < 2
+        or not all(isinstance(p, dict) for p in pair[:2])
+    ):
+        raise ModelError(f"width {dim} must hold two dictionaries of tensors, for k and for v")
+    return pair[0], pair[1]
+
+
+def _renamed(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The oldest files say `linear1.weight` for `linear.0.weight`."""
+    renamed = {}
+    for key, tensor in weights.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise ModelError(f"the entry {key!r} is a {type(tensor).__name__}, not a tensor")
+        first, _, rest = key.partition(".")
+        renamed[f"{_OLD_NAMES[first]}.{rest}" if first in _OLD_NAMES else key] = tensor
+    return renamed
+
+
+def _config(state: Mapping[Any, Any], dims: tuple[int, ...]) -> HypernetworkConfig:
+    structure = tuple(state.get("layer_structure") or (1, 2, 1))
+    given = state.get("dropout_structure")
+    use_dropout, last = (
+        bool(state.get("use_dropout", False)),
+        bool(state.get("last_layer_dropout", False)),
+    )
+    dropout = (
+        parse_dropout_structure(structure, use_dropout, last) if given is None else tuple(given)
+    )
+    return HypernetworkConfig(
+        dims=dims,
+        layer_structure=structure,
+        activation_func=state.get("activation_func"),
+        weight_initialization=str(state.get("weight_initialization", "Normal")),
+        is_layer_norm=bool(state.get("is_layer_norm", False)),
+        activate_output=bool(state.get("activate_output", True)),
+        use_dropout=use_dropout,
+        dropout_structure=dropout,
+    )
+
+
+def parse_dropout_structure(
+    structure: tuple[float, ...], use: bool, last: bool
+) -> tuple[float, ...]:
+    """The dropout that old files imply with two flags: 0.3 after every hidden layer, the last one
+    only if asked.
+    """
+    if not use:
+        return (0,) * len(structure)
+    return (0, *(0.3,) * (len(structure) - 3), 0.3 if last else 0, 0)
+
+
+def _provenance(state: Mapping[Any, Any], default_name: str) -> Provenance:
+    return Provenance(
+        name=_text(state, "name") or default_name,
+        step=int(state.get("step") or 0),
+        sd_checkpoint=_text(state, "sd_checkpoint"),
+        sd_checkpoint_name=_text(state, "sd_checkpoint_name"),
+        optional_info=_text(state, "optional_info"),
+    )
+
+
+def _text(state: Mapping[Any, Any], key: str) -> str | None:
+    """A short printable string, whatever the file holds: it is shown, and never used as a path."""
+    value = state.get(key)
+    return None if value is None else re.sub(r"[\x00-\x1f\x7f]", "?", str(value))[:2000]
+
+
+def _weights(
+    net: Hypernetwork, dim: int
+) -> tuple[OrderedDict[str, Tensor], OrderedDict[str, Tensor]]:
+    prefixes = (f"{dim}.k.", f"{dim}.v.")
+    tensors = net.tensors()
+    k, v = (
+        OrderedDict(
+            (
+                key.removeprefix(prefix),
+                tensor.detach().to("cpu", torch.float32).contiguous().clone(),
+            )
+            for key, tensor in tensors.items()
+            if key.startswith(prefix)
+        )
+        for prefix in prefixes
+    )
+    return k, v

@@ -1,0 +1,43 @@
+"""Randomness as a pure function: every draw comes from `(seed, purpose, position)`, never from a
+running generator.
+
+So a resumed run needs no saved generator state, two processes draw what one would, and a preview
+disturbs nothing. The position is usually `(step, slot)`, slot being the place in the global batch.
+"""
+
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+# The order is part of what a seed means: append only.
+PURPOSES = ("order", "variant", "latent", "caption", "noise", "crop", "heldout", "dropout")
+
+
+def seed_of(seed: int, purpose: str, *position: int) -> int:
+    """A 64-bit seed mixed from all the numbers; the same on every platform."""
+    entropy = [seed, PURPOSES.index(purpose), *position]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+
+def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """A torch generator, on the CPU so that every device draws the same numbers."""
+    return torch.Generator().manual_seed(seed_of(seed, purpose, *position))
+
+
+def python_random(seed: int, purpose: str, *position: int) -> Random:
+    """A generator of the standard library."""
+    return Random(seed_of(seed, purpose, *position))
+
+
+def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order (count,) in which an epoch goes through the pictures."""
+    return np.random.default_rng(seed_of(seed, "order", epoch)).permutation(count)
+
+
+def seed_layers(seed: int, step: int, slot: int) -> None:
+    """Seed torch's global generators for layers that draw their own numbers (dropout, rrelu) in
+    this micro-batch.
+    """
+    torch.manual_seed(seed_of(seed, "dropout", step, slot))

@@ -1,0 +1,42 @@
+"""Files that are whole or absent: written under a temporary name, flushed to the disk, then
+renamed.
+"""
+
+import os
+from pathlib import Path
+
+from hn.errors import StorageError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a crash leaves the old file or the new one, never half of one.
+
+    Follows a symbolic link to its target, keeps the umask's file mode. Raises `StorageError` (disk
+    full, no permission); the old file is intact then.
+    """
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or choose another "
+            "folder; "
+            "what was there before is intact."
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the folder's entries, so that a rename inside it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

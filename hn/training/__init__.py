@@ -1,0 +1,1 @@
+"""What the loop calls. Accelerate is an argument here, never a global."""

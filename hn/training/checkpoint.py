@@ -1,0 +1,277 @@
+"""Checkpoints: `checkpoints/step-00001000/` with the artifact, the resume state and a manifest of
+checksums.
+
+    <name>.safetensors, <name>.pt     the artifact: what users share
+    resume/optimizer.safetensors      what only we read: the optimizer's tensors,
+    state.json                        and everything else, as JSON
+    MANIFEST.json                     size and SHA-256 of every file; without it, or with another
+    file, it is no checkpoint
+
+A folder is written under a temporary name, flushed, renamed and read back; only then an older one
+may go. No pickle lies on the way back, and no generator state: randomness is a function of the step
+(`hn.rng`).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from hn import __version__
+from hn.errors import ModelError, OptionError, StorageError
+from hn.network.files import load as load_hypernetwork
+from hn.network.files import save as save_hypernetwork
+from hn.network.module import Hypernetwork
+from hn.storage import sync_folder, write_bytes
+
+PREFIX = "step-"
+MANIFEST = "MANIFEST.json"
+OPTIMIZER = "resume/optimizer.safetensors"
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training. `step` counts optimizer steps, absolute over resumes.
+
+    `fingerprint`: the settings that make the run what it is, by name; a resumed run must have the
+    same.
+    """
+
+    hypernetwork: Hypernetwork
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    scaler: torch.amp.GradScaler | None = None
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """Saves when it is due, keeps the newest `limit`, and finds the one to resume from."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        name: str,
+        *,
+        every: int,
+        limit: int | None,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._accelerator = accelerator
+        self._folder = folder
+        self._name = name
+        self._every = every
+        self._limit = limit
+        self._confirm = confirm  # raises if what would be saved is spoilt
+        self._saved_step = -1
+
+    def __call__(self, state: TrainingState) -> None:
+        """Save if this step is due."""
+        if self._every and state.step % self._every == 0:
+            self.save(state)
+
+    def save(self, state: TrainingState) -> Path:
+        """Save the state, unless this step is saved already. The main process writes, all wait for
+        it.
+        """
+        path = self._folder / f"{PREFIX}{state.step:08d}"
+        self._confirm()
+        if self._saved_step != state.step and self._accelerator.is_main_process:
+            state.hypernetwork.describe(step=state.step)
+            write_checkpoint(path, state, self._name)
+            self._rotate()
+        self._saved_step = state.step
+        self._accelerator.wait_for_everyone()
+        return path
+
+    def publish(self, state: TrainingState, folder: Path) -> None:
+        """Put the finished artifact into the run's folder."""
+        if self._accelerator.is_main_process:
+            for ending in (".pt", ".safetensors"):
+                save_hypernetwork(state.hypernetwork, folder / f"{self._name}{ending}")
+
+    def _rotate(self) -> None:
+        """Remove the oldest valid checkpoints beyond the limit: renamed first, so that none is ever
+        half gone.
+        """
+        if self._limit is None:
+            return
+        valid = [path for path in list_checkpoints(self._folder) if fault(path) is None]
+        for path in valid[: -max(2, self._limit)]:
+            doomed = path.with_name(f".del-{path.name}")
+            os.replace(path, doomed)
+            shutil.rmtree(doomed)
+
+
+def write_checkpoint(path: Path, state: TrainingState, name: str) -> None:
+    """Write one checkpoint folder, whole or not at all, and verify it. Raises `StorageError`."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_hypernetwork(state.hypernetwork, temporary / f"{name}.safetensors")
+        save_hypernetwork(state.hypernetwork, temporary / f"{name}.pt")
+        description, tensors = flatten(state.optimizer.state_dict())
+        write_bytes(temporary / OPTIMIZER, save(tensors))
+        _write_json(temporary / "state.json", _describe(state, name, description))
+        _write_json(temporary / MANIFEST, manifest(temporary))
+        sync_folder(temporary)
+        if path.exists():  # left by an interrupted run, and not what was resumed from
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, StorageError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(
+            f"cannot save the checkpoint {path}: {error} Older checkpoints are intact."
+        ) from error
+    damage = fault(path)
+    if damage is not None:
+        raise StorageError(
+            f"the checkpoint {path} reads back differently ({damage}): is the disk failing?"
+        )
+
+
+def restore(path: Path, state: TrainingState) -> None:
+    """Put the checkpoint into `state`. Raises `ModelError` if it is damaged, `OptionError` if it is
+    of another run.
+    """
+    damage = fault(path)
+    if damage is not None:
+        raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
+    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    _check_fingerprint(saved["fingerprint"], state.fingerprint, path)
+    net = load_hypernetwork(path / f"{saved['name']}.safetensors")
+    state.hypernetwork.load_state_dict(net.state_dict())
+    state.hypernetwork.provenance = net.provenance
+    state.optimizer.load_state_dict(unflatten(saved["optimizer"], load_file(path / OPTIMIZER)))
+    if state.scaler is not None and saved["scaler"] is not None:
+        state.scaler.load_state_dict(saved["scaler"])
+    state.step = saved["step"]
+
+
+def find(folder: Path, which: str) -> Path:
+    """The checkpoint meant by "latest" (the newest valid one; invalid ones are named) or a path.
+    Raises `ModelError`.
+    """
+    if which != "latest":
+        return Path(which)
+    checkpoints = list_checkpoints(folder)
+    for path in reversed(checkpoints):
+        damage = fault(path)
+        if damage is None:
+            return path
+        print(f"{path} is passed over: {damage}")
+    raise ModelError(
+        f"resume_from_checkpoint latest: {folder} holds no valid checkpoint ({len(checkpoints)} "
+        "damaged). "
+        "To start anew, leave resume_from_checkpoint out and choose another name or output_dir."
+    )
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest step first, valid or not."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None: the manifest must list exactly the files,
+    with their checksums.
+    """
+    try:
+        expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        found = manifest(path)
+    except (OSError, ValueError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    if not isinstance(expected, dict):
+        return f"its {MANIFEST} is not a list of files"
+    differing = [
+        name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)
+    ]
+    return f"changed or missing: {', '.join(differing)}" if differing else None
+
+
+def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in the folder but the manifest itself."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): _checksum(path) for path in files}
+
+
+def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Split nested dicts, lists and tuples into JSON and named tensors.
+
+    Keys keep their type (optimizer states are keyed by int), so a dict becomes a list of pairs.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any, name: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[name] = node.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(node, dict):
+            return {"dict": [[key, walk(value, f"{name}.{key}")] for key, value in node.items()]}
+        if isinstance(node, list | tuple):
+            kind = "tuple" if isinstance(node, tuple) else "list"
+            return {kind: [walk(value, f"{name}.{i}") for i, value in enumerate(node)]}
+        if node is None or isinstance(node, bool | int | float | str):
+            return {"value": node}
+        raise StorageError(
+            f"the optimizer's state holds a {type(node).__name__} ({name}), which cannot be saved"
+        )
+
+    return walk(tree, "optimizer"), tensors
+
+
+def unflatten(node: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `flatten`."""
+    ((kind, content),) = node.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: unflatten(value, tensors) for key, value in content}
+    if kind in ("list", "tuple"):
+        items = [unflatten(value, tensors) for value in content]
+        return items if kind == "list" else tuple(items)
+    return content
+
+
+def _describe(state: TrainingState, name: str, optimizer: Any) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "name": name,
+        "fingerprint": state.fingerprint,
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+        "optimizer": optimizer,
+        "versions": {"hn": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def _check_fingerprint(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+    current = json.loads(json.dumps(current))  # tuples are lists in the file
+    differing = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
+    if differing:
+        lines = [f"  {key}: {saved.get(key)!r} then, {current.get(key)!r} now" for key in differing]
+        raise OptionError(
+            f"{path} is of another run; set these back, or start a new one under another name:\n"
+            + "\n".join(lines)
+        )
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {
+            "size": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())

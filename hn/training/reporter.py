@@ -1,0 +1,162 @@
+"""What is seen of a run: one progress bar, `metrics.jsonl`, the web UI's CSV, and accelerate's
+trackers.
+"""
+
+import csv
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from hn.training.checkpoint import TrainingState
+
+CSV_COLUMNS = ("step", "epoch", "epoch_step", "loss", "learn_rate")
+
+
+class Reporter:
+    """Collects losses on their device and looks at them once every `logging_steps`."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        every: int,
+        first_step: int,
+        last_step: int,
+        pictures: int,
+        global_batch: int,
+    ) -> None:
+        self._accelerator = accelerator
+        self._folder = folder
+        self._every = every
+        self._pictures = pictures
+        self._global_batch = global_batch
+        self._losses: list[Tensor] = []
+        self._since = (first_step, time.monotonic())
+        self._first_step = first_step
+        self._main = accelerator.is_main_process
+        self._bar = tqdm(
+            total=last_step,
+            initial=first_step,
+            desc="training",
+            unit="step",
+            disable=not self._main,
+        )
+        if self._main:
+            _forget_after(folder / "metrics.jsonl", first_step)
+            _forget_csv_after(folder / "hypernetwork_loss.csv", first_step)
+
+    def add(self, loss: Tensor) -> None:
+        """Note the loss of a micro-batch; nothing waits for the device."""
+        self._losses.append(loss.detach())
+
+    def __call__(self, state: TrainingState, rate: float, gradient_norm: Tensor) -> None:
+        """Report a finished step, if it is due."""
+        self._bar.update()
+        if state.step % self._every:
+            return
+        mean = torch.stack(self._losses).mean()
+        loss = float(self._accelerator.reduce(mean, "mean"))  # type: ignore[arg-type]  # GPU sync
+        self._losses.clear()
+        scalars = {
+            "loss": loss,
+            "learning_rate": rate,
+            "gradient_norm": float(gradient_norm),
+            "images_per_second": self._speed(state.step),
+            "peak_memory_mib": peak_memory_mib(),
+        }
+        self._bar.set_postfix_str(
+            f"loss {loss:.4f}, lr {rate:.2e}, {scalars['images_per_second']:.1f} images/s, "
+            f"peak {scalars['peak_memory_mib']:.0f} MiB"
+        )
+        self.scalars(scalars, state.step)
+        self._csv_row(state.step, loss, rate)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Write numbers of a step to `metrics.jsonl` and the trackers."""
+        if self._main:
+            with open(self._folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        self._accelerator.log(values, step=step)
+
+    def picture(self, tag: str, picture: Image.Image, step: int) -> None:
+        """Show a picture in the trackers."""
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({tag: np.asarray(picture)[None]}, step=step, dataformats="NHWC")  # type: ignore[attr-defined]
+
+    def message(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self._main:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        """End the bar and flush the trackers."""
+        self._bar.close()
+        self._accelerator.end_training()
+
+    def _speed(self, step: int) -> float:
+        """Images per second since the last report."""
+        (before, then), now = self._since, time.monotonic()
+        self._since = (step, now)
+        return (step - before) * self._global_batch / max(now - then, 1e-9)
+
+    def _csv_row(self, step: int, loss: float, rate: float) -> None:
+        """A row with the web UI's columns; its epochs are whole passes over the pictures."""
+        if not self._main:
+            return
+        path = self._folder / "hypernetwork_loss.csv"
+        steps_per_epoch = max(1, self._pictures // self._global_batch)
+        epoch, epoch_step = divmod(step - 1, steps_per_epoch)
+        new = not path.exists()
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(CSV_COLUMNS)
+            writer.writerow([step, epoch, epoch_step, f"{loss:.7f}", rate])
+
+
+def peak_memory_mib() -> float:
+    """Peak memory: of the GPU where there is one, else of the process (Linux counts it in KiB)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of `metrics.jsonl`; a line that a crash cut short counts as after
+    everything.
+    """
+    try:
+        row: Any = json.loads(line)
+        return row["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _forget_csv_after(path: Path, step: int) -> None:
+    if path.exists():
+        header, *lines = path.read_text(encoding="utf-8").splitlines() or [",".join(CSV_COLUMNS)]
+        kept = [
+            line
+            for line in lines
+            if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= step
+        ]
+        path.write_text("".join(f"{line}\n" for line in [header, *kept]), encoding="utf-8")

@@ -1,0 +1,64 @@
+"""Ctrl-C, SIGTERM and SIGUSR1 (a cluster's warning): save at the next step and leave.
+
+The first signal asks for that; the second also skips what is optional (previews, the held-out
+loss); the third leaves at once.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+from hn.errors import INTERRUPTED
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+
+
+class Stop:
+    """Counts signals; `requested` is agreed on by all processes at a step's boundary."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.count = 0
+        for number in _SIGNALS:
+            signal.signal(number, self._count)
+        _follow_launcher()
+
+    def requested(self) -> bool:
+        """Whether any process was signalled. Every process must ask at the same steps."""
+        if self._accelerator.num_processes == 1:
+            return self.count > 0
+        counts = torch.tensor(self.count, device=self._accelerator.device)
+        self.count = int(self._accelerator.reduce(counts, "sum").item())  # type: ignore[union-attr]  # GPU sync
+        return self.count > 0
+
+    @property
+    def in_a_hurry(self) -> bool:
+        """Whether to skip what is optional."""
+        return self.count > 1
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 2:
+            os._exit(INTERRUPTED)
+        name = signal.Signals(number).name
+        print(
+            f"\n{name}: saving after this step, then leaving. Once more: without previews.",
+            file=sys.stderr,
+        )
+
+
+def _follow_launcher() -> None:
+    """Have Linux send SIGTERM when the launcher dies: `accelerate launch` does not pass the signal
+    on.
+    """
+    launched = (
+        any(name.startswith("ACCELERATE_") for name in os.environ) or "LOCAL_RANK" in os.environ
+    )
+    if launched and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

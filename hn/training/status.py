@@ -1,0 +1,42 @@
+"""`status.json`: how a run ended, for the scripts that started it. Launchers turn every exit code
+into 1.
+"""
+
+import json
+import shlex
+from pathlib import Path
+
+from hn.storage import write_bytes
+from hn.training.checkpoint import TrainingState
+
+LAUNCH = "accelerate launch train_hypernetwork.py"
+
+
+class Status:
+    """Writes the file on the main process; `state` is watched for its step once there is one."""
+
+    def __init__(self, folder: Path, *, main_process: bool) -> None:
+        self.folder = folder
+        self.state: TrainingState | None = None
+        self._main_process = main_process
+
+    def write(self, state: str, exit_code: int, reason: str = "") -> None:
+        """Write how it is ("running", "done", "interrupted", "failed") and the command that goes on
+        from there.
+        """
+        if not self._main_process:
+            return
+        content = {
+            "state": state,
+            "step": self.state.step if self.state else 0,
+            "exit_code": exit_code,
+            "reason": reason,
+            "resume_command": resume_command(self.folder),
+        }
+        write_bytes(self.folder / "status.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with the run in `folder`."""
+    config = shlex.quote(str(folder / "config.toml"))
+    return f"{LAUNCH} --config {config} --resume_from_checkpoint latest"

@@ -1,0 +1,88 @@
+"""Small random models and picture folders, made with the real libraries in well under a second
+each.
+"""
+
+from pathlib import Path
+from random import Random
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from hn import demo
+from hn.demo.pictures import caption, render, sample_scene
+
+CONTEXT_DIM = 24
+SELF_DIMS = (16, 32)
+DIMS = (16, 24, 32)
+
+
+def make_unet(**changes) -> UNet2DConditionModel:
+    """Self-attention of widths 16 and 32, text context of width 24: all different."""
+    config = {
+        "sample_size": 8,
+        "block_out_channels": SELF_DIMS,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": CONTEXT_DIM,
+        "attention_head_dim": 2,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**{**config, **changes})
+
+
+def make_model(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """A random Stable Diffusion in diffusers' layout: 16-pixel pictures, 8x8 latents."""
+    torch.manual_seed(seed)
+    tokenizer = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer")
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=CONTEXT_DIM,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        sample_size=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        unet=make_unet(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_pictures(folder: Path, count: int = 6, *, size: tuple[int, int] = (20, 16)) -> Path:
+    """Captioned pictures, wider than high so that crops differ."""
+    rng = Random(0)
+    folder.mkdir(parents=True)
+    for index in range(count):
+        scene = sample_scene(rng)
+        render(scene, side=20).resize(size).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(caption(scene), encoding="utf-8")
+    return folder

@@ -1,0 +1,169 @@
+"""Train a hypernetwork for a Stable Diffusion model.
+
+    accelerate launch train_hypernetwork.py --config demo
+    accelerate launch train_hypernetwork.py --pretrained_model_name_or_path FOLDER --train_data_dir
+    PICTURES --name mine
+
+`train` is the whole story; what it calls is made by the `build_` functions below it, one object
+each.
+"""
+
+import sys
+import traceback
+
+from hn import cli
+
+CONFIG = (
+    cli.parse_or_exit() if __name__ == "__main__" else None
+)  # first: --help and mistakes do not wait for torch
+cli.quiet_libraries()
+
+import torch
+from accelerate import Accelerator
+
+from hn import build, rng
+from hn.config import Config
+from hn.data.cache import Contexts
+from hn.diffusion import objective
+from hn.diffusion.denoiser import Condition
+from hn.errors import BUG, INTERRUPTED, StorageError, UserError
+from hn.evaluation.heldout import Heldout
+from hn.training import optimizers
+from hn.training.guard import Guard
+from hn.training.preview import Preview
+from hn.training.signals import Stop
+from hn.training.status import Status, resume_command
+
+
+def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
+    """Train to the end of the schedule. Returns whether it got there; False is a signal, with
+    everything saved.
+    """
+    stop = Stop(accelerator)
+    rates, clip_bounds = build.build_schedules(config)
+    dataset, digest = build.build_dataset(config)
+    base = build.build_base_model(config, accelerator)
+    hypernetwork = build.build_hypernetwork(config, base)
+    contexts = Contexts(base)
+    painter = build.build_painter(config, base, contexts)
+    held_out = build.build_held_out(config, base, contexts)
+    batches = build.build_batches(config, accelerator, dataset, base, contexts)
+
+    plain = build.build_denoiser(config, base, hypernetwork)
+    optimizer = optimizers.build_optimizer(
+        hypernetwork.parameters(), config.optimizer, rates.rate(0)
+    )
+    denoiser, optimizer = accelerator.prepare(plain, optimizer)
+    state = build.build_state(config, accelerator, hypernetwork, optimizer, digest, status)
+    guard = Guard(accelerator, hypernetwork, config.optimizer.clip_grad_mode, clip_bounds)
+    reporter = build.build_reporter(config, accelerator, status.folder, state, batches, rates.end)
+    preview = Preview(
+        accelerator, painter, plain.attachment, config.validation, status.folder, reporter
+    )
+    heldout = Heldout(accelerator, base, plain, held_out, config, reporter)
+    checkpoints = build.build_checkpoints(config, accelerator, status.folder, guard)
+
+    hypernetwork.train()
+    while state.step < rates.end and not stop.requested():
+        rate = rates.rate(state.step)
+        optimizers.set_rate(optimizer, rate)
+        for batch in batches.at(state.step):
+            with accelerator.accumulate(denoiser):
+                problem = build.build_problem(config, base, batch)
+                rng.seed_layers(config.training.seed, batch.step, batch.slots[0])
+                prediction = denoiser(problem.noisy, problem.timesteps, Condition(batch.context))
+                loss = (
+                    objective.loss_per_sample(prediction, problem.target) * problem.weights
+                ).mean()
+                accelerator.backward(loss)
+                reporter.add(loss)
+        norm = guard.clip(state.step)
+        optimizer.step()
+        guard.count_skipped(optimizer.step_was_skipped, state.step)
+        optimizer.zero_grad()
+        state.step += 1
+        reporter(state, rate, norm)
+        preview(state)
+        heldout(state)
+        checkpoints(state)
+
+    checkpoints.save(state)
+    if not stop.in_a_hurry:
+        preview.draw(state)
+        heldout.measure(state)
+    reporter.close()
+    finished = state.step >= rates.end
+    if finished:
+        checkpoints.publish(state, status.folder)
+    if accelerator.is_main_process:
+        print_summary(status, heldout)
+    return finished
+
+
+def print_summary(status: Status, heldout: Heldout) -> None:
+    """Say where everything lies and what was learnt."""
+    folder = status.folder
+    for path in sorted([*folder.glob("*.pt"), *folder.glob("*.safetensors")]):
+        print(f"hypernetwork   {path}")
+    for pattern in ("checkpoints/step-*", "previews/*.png"):
+        found = sorted(folder.glob(pattern))
+        if found:
+            print(f"{pattern.split('/')[0]:<14} {found[-1]}  ({len(found)} in all)")
+    print(f"numbers        {folder / 'metrics.jsonl'}, {folder / 'hypernetwork_loss.csv'}")
+    if (folder / "tensorboard").exists():
+        print(f"curves         tensorboard --logdir {folder / 'tensorboard'}")
+    if heldout.last is not None:
+        print(f"held-out loss  {heldout.last}")
+
+
+def main(config: Config) -> int:
+    """Run, and turn every ending into an exit code, a message and `status.json`."""
+    try:
+        accelerator = build.build_accelerator(config)
+        status = build.build_run_folder(config, accelerator)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        status.write("running", 0)
+        finished = train(
+            build.resolve_demo(config, accelerator, status.folder), accelerator, status
+        )
+    except Exception as error:
+        return report_failure(as_user_error(error), status)
+    finally:
+        accelerator.end_training()
+    status.write("done" if finished else "interrupted", 0 if finished else INTERRUPTED)
+    if not finished:
+        accelerator.print(f"interrupted; go on with: {resume_command(status.folder)}")
+    return 0 if finished else INTERRUPTED
+
+
+def as_user_error(error: Exception) -> Exception:
+    """Out of memory has a remedy; what else is not a `UserError` is a bug."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return StorageError(
+            f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
+            "gradient_accumulation_steps), "
+            "set gradient_checkpointing, or lower resolution."
+        )
+    return error
+
+
+def report_failure(error: Exception, status: Status) -> int:
+    """Print the message, or for a bug the traceback, and write `status.json`. Returns the exit
+    code.
+    """
+    code = error.exit_code if isinstance(error, UserError) else BUG
+    if code == BUG:
+        traceback.print_exception(error)
+        print("this is a bug in hn; please report it with the lines above", file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    status.write("failed", code, str(error))
+    return code
+
+
+if __name__ == "__main__":
+    assert CONFIG is not None
+    sys.exit(main(CONFIG))
