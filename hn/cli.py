@@ -57,6 +57,8 @@ def quiet_libraries() -> None:
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def find_recipe(name: str) -> Path:

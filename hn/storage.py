@@ -3,6 +3,7 @@ renamed.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from hn.errors import StorageError
@@ -25,7 +26,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink()
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}. Free some space or choose another "
             "folder; "

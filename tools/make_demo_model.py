@@ -2,7 +2,7 @@
 
     python tools/make_demo_model.py -o hn/demo/model
 
-It took 70 minutes on two cores (the log lies beside the weights). An interrupted run goes on from
+It took an hour on two cores; the log lies beside the weights. An interrupted run goes on from
 `--work`.
 """
 
@@ -15,22 +15,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder of the finished pipeline"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/demo-model"), help="folder of the stages"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae_steps", type=int, default=3500)
-    parser.add_argument("--unet_steps", type=int, default=8000)
-    parser.add_argument("--pictures", type=int, default=24000)
-    parser.add_argument(
-        "--prompts", type=int, default=200, help="held-out prompts to measure obedience with"
-    )
+    add = parser.add_argument
+    add("-o", "--output", type=Path, required=True, help="folder of the finished pipeline")
+    add("--work", type=Path, default=Path("runs/demo-model"), help="folder of the stages")
+    add("--seed", type=int, default=0)
+    add("--vae_steps", type=int, default=3500)
+    add("--unet_steps", type=int, default=5000)
+    add("--pictures", type=int, default=24000)
+    add("--prompts", type=int, default=200, help="held-out prompts to measure obedience with")
     args = parser.parse_args()
 
-    from hn.demo import build
+    from diffusers import StableDiffusionPipeline
+
+    from hn.demo import build, measure
 
     build.build(
         args.output,
@@ -40,6 +37,10 @@ def main() -> None:
         unet_steps=args.unet_steps,
         pictures=args.pictures,
     )
+    pipeline = StableDiffusionPipeline.from_pretrained(args.output)
+    pipeline.set_progress_bar_config(disable=True)
+    scenes = measure.held_out_scenes(args.prompts, seed=args.seed)
+    print(f"held-out prompts: {measure.obedience(measure.draw(pipeline, scenes), scenes)}")
 
 
 if __name__ == "__main__":

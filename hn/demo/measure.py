@@ -5,19 +5,42 @@ hypernetwork moved it towards the style. No learnt judge: the nearest palette co
 matching for the shape.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from random import Random
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from hn.demo.pictures import PALETTE, SHAPES, Scene, object_mask
+from hn.demo.pictures import (
+    PALETTE,
+    SHAPES,
+    Scene,
+    caption,
+    is_held_out,
+    object_mask,
+    sample_scene,
+)
 
 Array = NDArray[np.float32]
 
+DRAWN_AT_ONCE = 20  # pictures
 TEMPLATE = 24  # pixels: side of the box that masks are compared in
 DARK = 90.0  # a pixel whose brightest channel is below this is dark; a plain picture has none
+
+
+@dataclass(frozen=True)
+class Obedience:
+    """Shares of pictures, 0 to 1."""
+
+    background: float
+    colour: float
+    shape: float
 
 
 @dataclass(frozen=True)
@@ -57,11 +80,44 @@ def nearest_shape(mask: NDArray[np.bool_]) -> str:
 
 
 def dark_share(picture: Image.Image) -> float:
-    """The style statistic: the share of dark pixels, about 0 in plain pictures and 0.7 to 0.9 in
-    neon ones.
-    """
+    """The style statistic: the share of dark pixels, 0 in plain pictures, 0.9 in neon ones."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     return float((pixels.max(axis=-1) < DARK).mean())
+
+
+def obedience(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> Obedience:
+    """How many of the pictures show the ground, the colour and the shape that were asked for."""
+    readings = list(zip(map(read_picture, pictures), scenes, strict=True))
+    return Obedience(
+        background=sum(r.background == scene.background for r, scene in readings) / len(readings),
+        colour=sum(r.colour == scene.colour for r, scene in readings) / len(readings),
+        shape=sum(r.shape == scene.shape for r, scene in readings) / len(readings),
+    )
+
+
+def held_out_scenes(count: int, seed: int, shapes: Sequence[str] = SHAPES) -> list[Scene]:
+    """Scenes whose shape, colour and ground the base model never saw together."""
+    rng, scenes = Random(seed), []
+    while len(scenes) < count:
+        scene = sample_scene(rng, shapes)
+        if is_held_out(scene):
+            scenes.append(scene)
+    return scenes
+
+
+def draw(pipeline: Any, scenes: Sequence[Scene], seed: int = 0) -> list[Image.Image]:
+    """One picture of each scene from its caption: guidance 4, 25 DDIM steps, noise from `seed`."""
+    pictures: list[Image.Image] = []
+    for start in tqdm(range(0, len(scenes), DRAWN_AT_ONCE), desc="drawing", leave=False):
+        part = scenes[start : start + DRAWN_AT_ONCE]
+        generators = [torch.Generator().manual_seed(seed + start + row) for row in range(len(part))]
+        pictures += pipeline(
+            [caption(scene) for scene in part],
+            guidance_scale=4.0,
+            num_inference_steps=25,
+            generator=generators,
+        ).images
+    return pictures
 
 
 def _border(pixels: Array, width: int = 2) -> Array:

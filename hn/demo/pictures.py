@@ -78,6 +78,21 @@ def sample_scene(
     )
 
 
+def is_held_out(scene: Scene) -> bool:
+    """Whether the base model never saw this shape in this colour on this ground: one in nine."""
+    colours = list(PALETTE)
+    number = SHAPES.index(scene.shape) + 2 * colours.index(scene.colour)
+    return (number + 3 * colours.index(scene.background)) % 9 == 0
+
+
+def sample_known_scene(rng: Random, variants: float) -> Scene:
+    """Draw a scene that is not held out from the base model."""
+    while True:
+        scene = sample_scene(rng, variants=variants)
+        if not is_held_out(scene):
+            return scene
+
+
 def caption(scene: Scene, rng: Random | None = None) -> str:
     """Say what the scene shows; with an `rng`, size and place are sometimes left out."""
     size = f"{scene.size} " if rng is None or rng.random() < 0.7 else ""

@@ -255,7 +255,8 @@ class Hypernetwork(nn.Module):
     @property
     def has_active_dropout(self) -> bool:
         """Whether calling it twice gives two results."""
-        return self.training and any(isinstance(module, nn.Dropout) for module in self.modules())
+        random = (nn.Dropout, nn.RReLU)
+        return self.training and any(isinstance(module, random) for module in self.modules())
 
     def describe(self, **changes: str | int | None) -> None:
         """Set fields of the provenance, such as `step=500`."""

@@ -1,0 +1,102 @@
+"""Starting real training runs, in processes of their own or in this one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hn
+from hn import cli
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = str(ROOT / "train_hypernetwork.py")
+Finished = subprocess.CompletedProcess[str]
+PYTHON = [sys.executable, SCRIPT]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TORCHRUN += ["--standalone", "--nproc_per_node", "2", SCRIPT]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def settings(model: Path, pictures: Path, output: Path, **changes: Any) -> list[str]:
+    """Flags of a small run; a value of True is a bare flag, None leaves the setting out."""
+    values: dict[str, Any] = {
+        "pretrained_model_name_or_path": model,
+        "train_data_dir": pictures,
+        "output_dir": output,
+        "name": "run",
+        "resolution": 16,
+        "max_train_steps": 6,
+        "train_batch_size": 2,
+        "learning_rate": "1e-3",
+        "checkpointing_steps": 0,
+        "report_to": "none",
+        "logging_steps": 1,
+    } | changes
+    flags: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        items = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        flags += [f"--{name}", *map(str, items)]
+    return flags
+
+
+def start(launcher: list[str], flags: list[str], **environment: str) -> subprocess.Popen[str]:
+    """Start a run in a process group of its own."""
+    return subprocess.Popen(
+        [*launcher, *flags],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(
+    launcher: list[str], flags: list[str], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end and return exit code and output."""
+    with start(launcher, flags, **environment) as process:
+        out, err = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def train_here(flags: list[str]) -> int:
+    """Run the script's own `main` in this process (needs the fixture `fresh_accelerate`)."""
+    sys.path.insert(0, str(ROOT))
+    import train_hypernetwork
+
+    return train_hypernetwork.main(cli.parse(flags))
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The run's `status.json`."""
+    return json.loads((folder / "status.json").read_text())
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    """The training losses, in order."""
+    return [row["loss"] for row in metrics(folder) if "loss" in row]
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    """The largest difference between the weights of two hypernetwork files."""
+    pairs = zip(hn.load(first).tensors().values(), hn.load(second).tensors().values(), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def same_tensors(first: Path, second: Path) -> bool:
+    """Whether two hypernetwork files hold the same bits."""
+    pairs = zip(hn.load(first).tensors().values(), hn.load(second).tensors().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)

@@ -1,0 +1,123 @@
+"""The rules of the house, read off the imports and the sources."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "hn").rglob("*.py"))
+# Lower floors first. A module imports from its own floor's package and from lower floors only.
+FLOORS = [
+    {"hn.errors"},
+    {"hn.config", "hn.storage", "hn.rng", "hn.demo"},
+    {"hn.cli"},
+    {"hn.network"},
+    {"hn.diffusion"},
+    {"hn.data"},
+    {"hn.training"},
+    {"hn.evaluation"},
+    {"hn.build"},
+]
+# `hn` names things lazily; the demo's model is made with diffusers alone and nothing imports it.
+EXEMPT = {"hn"}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _floor(name: str) -> int | None:
+    homes = [
+        i for i, floor in enumerate(FLOORS) for home in floor if f"{name}.".startswith(f"{home}.")
+    ]
+    return homes[0] if homes else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_a_module_imports_lower_floors_only(path):
+    name = _name(path)
+    if name in EXEMPT:
+        return
+    floor = _floor(name)
+    assert floor is not None, f"{name} has no floor"
+    package = ".".join(name.split(".")[:2])
+    for imported in _imports(path):
+        if not imported.startswith("hn.") or f"{imported}.".startswith(f"{package}."):
+            continue
+        target = _floor(imported)
+        assert target is None or target < floor, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_heavy_libraries_stay_in_their_rooms(path):
+    name = _name(path)
+    roots = {imported.split(".")[0] for imported in _imports(path)}
+    if name in (
+        "hn",
+        "hn.errors",
+        "hn.config",
+        "hn.storage",
+        "hn.cli",
+        "hn.demo",
+        "hn.demo.pictures",
+    ):
+        assert not roots & {"torch", "diffusers", "transformers", "datasets", "accelerate", "numpy"}
+    if name.startswith("hn.network"):
+        assert not roots & {"diffusers", "transformers", "datasets", "accelerate"}
+    if not name.startswith(("hn.training", "hn.evaluation", "hn.build")):
+        assert "accelerate" not in roots
+
+
+def test_foreign_files_are_read_in_one_place():
+    """`torch.load` stands in the container module and in the demo's own stages only."""
+    for path in [*MODULES, *(ROOT / "tools").glob("*.py"), ROOT / "train_hypernetwork.py"]:
+        source = path.read_text()
+        for call in re.findall(r"torch\.load\([^\n]*", source):
+            assert "weights_only=True" in call, f"{path}: {call}"
+            assert _name(path) in ("hn.network.container", "hn.demo.build"), path
+        assert not re.search(r"load_state\(|register_for_checkpointing|pickle\.loads?\(", source), (
+            path
+        )
+
+
+def test_modules_and_functions_stay_small():
+    for path in MODULES:
+        source = path.read_text()
+        assert len(source.splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 55, f"{path}: {node.name}"
+    assert len((ROOT / "train_hypernetwork.py").read_text().splitlines()) <= 250
+
+
+def test_the_files_of_the_tree_are_those_of_the_readme():
+    """The README's file map names every module and tool, and nothing that is not there."""
+    readme = (ROOT / "README.md").read_text()
+    file_map = readme.split("## Files")[1].split("```")[1]
+    named = set(re.findall(r"[\w-]+\.(?:py|toml|yaml)", file_map))
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    present = {
+        Path(file).name
+        for file in tracked
+        if file.startswith(("hn/", "tools/", "accelerate_configs/")) or "/" not in file
+        if file.endswith((".py", ".toml", ".yaml")) and not file.endswith("__init__.py")
+        if not Path(file).name.startswith(".")
+    }
+    assert named == present

@@ -1,0 +1,124 @@
+"""Settings: defaults < file < flags, strict, and quick to refuse."""
+
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+
+import pytest
+
+from hn import cli
+from hn.config import SECTIONS, Config, check
+from hn.errors import OptionError
+from tests import runs
+
+NEEDED = ["--pretrained_model_name_or_path", "someone/model", "--train_data_dir", "pictures"]
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        "[training]\nseed = 5\nmax_train_steps = 7\n[optimizer]\nlearning_rate = 1e-4\n"
+    )
+    config = cli.parse([*NEEDED, "--config", str(file), "--seed", "6"])
+    assert config.training.seed == 6
+    assert config.training.max_train_steps == 7
+    assert config.optimizer.learning_rate == "0.0001"
+    assert config.training.train_batch_size == Config().training.train_batch_size
+
+
+def test_the_resolved_configuration_reads_back_to_the_same(tmp_path):
+    changes = ["--layer_structure", "1", "1.5", "1", "--validation_prompt", 'a "b"', "c\\d\né"]
+    config = replace(cli.parse([*NEEDED, *changes, "--snr_gamma", "5"]), config=None)
+    file = tmp_path / "resolved.toml"
+    file.write_text(cli.to_toml(config), encoding="utf-8")
+    assert cli.read_toml(file) == config
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in cli.RECIPES.glob("*.toml")))
+def test_every_recipe_is_a_complete_configuration(recipe):
+    check(cli.parse(["--config", recipe]))
+    first = cli.find_recipe(recipe).read_text().splitlines()[0]
+    assert first == f"# accelerate launch train_hypernetwork.py --config {recipe}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[training]\nsead = 1", "unknown setting 'sead' (did you mean 'seed'?)"),
+        ("[trainin]\nseed = 1", "unknown section [trainin] (did you mean 'training'?)"),
+        ("seed = 1", "unknown section [seed]"),
+        ("[training]\nseed = true", "training.seed must be int; found True"),
+        ("[training]\nseed = 'x'", "training.seed must be int; found 'x'"),
+        ("[training]\nmixed_precision = 'fp8'", "must be 'no' or 'fp16' or 'bf16'; found 'fp8'"),
+        ("[network]\nlayer_structure = 3", "network.layer_structure must be"),
+        ("[training", "cannot read"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path, content, message):
+    file = tmp_path / "bad.toml"
+    file.write_text(content)
+    with pytest.raises(OptionError) as error:
+        cli.parse([*NEEDED, "--config", str(file)])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_train_steps", "0"], "max_train_steps must be at least 1; found 0"),
+        (["--train_batch_size", "-1"], "train_batch_size must be at least 1; found -1"),
+        (["--resolution", "100"], "resolution must be a multiple of 8"),
+        (["--tag_dropout", "1.5"], "tag_dropout must be from 0 to 1; found 1.5"),
+        (["--noise_offset", "nan"], "noise_offset must not be negative; found nan"),
+        (["--snr_gamma", "0"], "snr_gamma must be greater than 0"),
+        (["--checkpoints_total_limit", "1"], "checkpoints_total_limit must be at least 2"),
+        (["--name", "../x"], "name may hold letters"),
+        (["--dataset_name", "x"], "give either train_data_dir or dataset_name"),
+        (["--use_8bit_adam", "--optimizer", "SGD"], "use_8bit_adam is for the optimizer AdamW"),
+        (["--config", "nonsense"], "the recipes are: demo"),
+    ],
+)
+def test_impossible_settings_are_refused(flags, message):
+    with pytest.raises(OptionError) as error:
+        cli.parse([*NEEDED, *flags])
+    assert message in str(error.value)
+
+
+def test_all_faults_are_listed_together():
+    with pytest.raises(OptionError) as error:
+        cli.parse(["--max_train_steps", "0", "--resolution", "5"])
+    assert len(str(error.value).splitlines()) == 4
+
+
+def test_setting_names_are_unique_and_documented():
+    names = [f.name for section in SECTIONS for f in fields(getattr(Config(), section))]
+    assert len(names) == len(set(names))
+
+
+def test_help_and_import_load_no_torch_and_are_quick():
+    """The limit is 0.5 s; the best of five, since other work may run beside it."""
+    code = (
+        "import sys; sys.argv = ['x', '--help']; import hn; dir(hn)\n"
+        "from hn import cli\n"
+        "try: cli.parse()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)"
+    )
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=runs.ROOT, check=False
+        )
+        times.append(time.monotonic() - began)
+        assert result.returncode == 0, result.stderr
+        assert "--learning_rate" in result.stdout
+    assert min(times) < 0.5
+
+
+def test_an_unknown_flag_ends_with_2_and_a_suggestion():
+    result = runs.run(runs.PYTHON, [*NEEDED, "--learning_rat", "1"])
+    assert result.returncode == 2
+    assert "--learning_rate" in result.stdout + result.stderr

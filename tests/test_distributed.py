@@ -1,0 +1,98 @@
+"""Two processes are one process with twice the accumulation."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests import runs
+
+CHANGES = {
+    "latent_sampling": "random",
+    "random_crop": True,
+    "random_flip": True,
+    "max_train_steps": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def alone(model, pictures, tmp_path_factory):
+    """One process, accumulation 2."""
+    folder = tmp_path_factory.mktemp("alone")
+    flags = runs.settings(model, pictures, folder, gradient_accumulation_steps=2, **CHANGES)
+    assert runs.run(runs.PYTHON, flags).returncode == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(runs.TORCHRUN, id="torchrun"),
+        pytest.param(
+            [*runs.ACCELERATE, "--multi_gpu", "--num_processes", "2", runs.SCRIPT], id="accelerate"
+        ),
+        pytest.param(
+            [
+                *runs.ACCELERATE,
+                "--config_file",
+                str(runs.ROOT / "accelerate_configs/cpu_2_processes.yaml"),
+                runs.SCRIPT,
+            ],
+            id="accelerate-config",
+        ),
+    ],
+)
+def test_two_processes_equal_one_with_accumulation(model, pictures, tmp_path, alone, launcher):
+    """The gradients are summed in another order: 1e-6 of weights up to 0.6 after 5 AdamW steps."""
+    flags = runs.settings(model, pictures, tmp_path, expect_world_size=2, **CHANGES)
+    result = runs.run(launcher, flags)
+    assert result.returncode == 0, result.stderr
+    assert runs.largest_difference(alone / "run.pt", tmp_path / "run/run.pt") < 1e-6
+    assert runs.losses(tmp_path / "run") == pytest.approx(runs.losses(alone), rel=1e-6)
+
+
+def test_ranks_hold_identical_weights(model, pictures, tmp_path):
+    script = tmp_path / "both.py"
+    script.write_text(
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(runs.ROOT)!r})\n"
+        "import train_hypernetwork as script\n"
+        "from hn import cli\n"
+        "from hn.network.files import save\n"
+        "publish = script.build.Checkpoints.publish\n"
+        "def everywhere(self, state, folder):\n"
+        "    rank = self._accelerator.process_index\n"
+        "    save(state.hypernetwork, folder / f'rank{rank}' / 'net.safetensors')\n"
+        "    publish(self, state, folder)\n"
+        "script.build.Checkpoints.publish = everywhere\n"
+        "sys.exit(script.main(cli.parse()))\n"
+    )
+    flags = runs.settings(model, pictures, tmp_path / "runs", **CHANGES)
+    result = runs.run([*runs.TORCHRUN[:-1], str(script)], flags)
+    assert result.returncode == 0, result.stderr
+    ranks = [(tmp_path / f"runs/run/rank{rank}/net.safetensors").read_bytes() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+
+
+def test_another_number_of_processes_than_expected_is_refused(model, pictures, tmp_path):
+    """`accelerate launch --cpu --num_processes 2` starts one."""
+    launcher = [*runs.ACCELERATE, "--cpu", "--num_processes", "2", runs.SCRIPT]
+    result = runs.run(launcher, runs.settings(model, pictures, tmp_path, expect_world_size=2))
+    assert result.returncode != 0
+    assert "expect_world_size is 2, but 1 processes run" in result.stderr
+
+
+def test_a_signal_to_one_rank_saves_and_stops_both(model, pictures, tmp_path):
+    flags = runs.settings(model, pictures, tmp_path, max_train_steps=100000, checkpointing_steps=3)
+    folder = tmp_path / "run"
+    with runs.start(runs.TORCHRUN, flags) as process:
+        end = time.monotonic() + 90
+        while not (folder / "checkpoints/step-00000003").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    status = runs.status(folder)
+    assert status["state"] == "interrupted"
+    assert (folder / f"checkpoints/step-{status['step']:08d}/MANIFEST.json").exists()

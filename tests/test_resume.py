@@ -1,0 +1,134 @@
+"""Stopped and resumed equals not stopped, to the bit."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+
+RANDOM = {
+    "gradient_accumulation_steps": 2,
+    "latent_sampling": "random",
+    "random_crop": True,
+    "random_flip": True,
+    "shuffle_tags": True,
+    "caption_dropout": 0.2,
+    "noise_offset": 0.05,
+    "snr_gamma": 5.0,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+}
+VARIANTS = {
+    "plain": {},
+    "random": RANDOM,
+    "dropout": {"dropout_structure": (0, 0.3, 0), "activation_func": "rrelu"},
+    "checkpointed-bf16": {"gradient_checkpointing": True, "mixed_precision": "bf16"},
+    "sgd-momentum": {"optimizer": "SGD", "optimizer_args": ["momentum=0.9"]},
+}
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_run_equals_uninterrupted_run(model, pictures, tmp_path, variant):
+    """6 pictures in batches of 2 or 4: step 4 lies inside an epoch."""
+    changes = VARIANTS[variant]
+    whole = runs.settings(model, pictures, tmp_path / "whole", checkpointing_steps=4, **changes)
+    assert runs.train_here(whole) == 0
+    reference = tmp_path / "whole/run"
+
+    stopped = tmp_path / "stopped/run"
+    flags = runs.settings(model, pictures, tmp_path / "stopped", checkpointing_steps=4, **changes)
+    assert runs.train_here(flags) == 0
+    for path in sorted((stopped / "checkpoints").glob("step-*"))[1:]:  # back to step 4
+        for file in sorted(path.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        path.rmdir()
+    assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
+
+    assert (stopped / "run.safetensors").read_bytes() == (
+        reference / "run.safetensors"
+    ).read_bytes()
+    assert (stopped / "run.pt").read_bytes() == (reference / "run.pt").read_bytes()
+    final = "checkpoints/step-00000006/resume/optimizer.safetensors"
+    assert (stopped / final).read_bytes() == (reference / final).read_bytes()
+    assert runs.losses(stopped) == runs.losses(reference)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_same_run_twice_gives_the_same_bytes(model, pictures, tmp_path):
+    for folder in ("one", "two"):
+        assert runs.train_here(runs.settings(model, pictures, tmp_path / folder, **RANDOM)) == 0
+    for name in ("run.pt", "run.safetensors", "hypernetwork_loss.csv"):
+        assert (tmp_path / "one/run" / name).read_bytes() == (
+            tmp_path / "two/run" / name
+        ).read_bytes()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_damaged_checkpoint_is_passed_over_by_name(model, pictures, tmp_path, capsys):
+    flags = runs.settings(model, pictures, tmp_path, checkpointing_steps=2)
+    assert runs.train_here(flags) == 0
+    weights = tmp_path / "run/checkpoints/step-00000006/run.safetensors"
+    expected = weights.read_bytes()
+    damaged = bytearray(expected)
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    printed = capsys.readouterr().out
+    assert "step-00000006 is passed over: changed or missing: run.safetensors" in printed
+    assert "resumed from" in printed
+    assert "step-00000004" in printed
+    assert weights.read_bytes() == expected
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"train_batch_size": 3}, "global_batch: 2 then, 3 now"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(model, pictures, tmp_path, capsys, changes, named):
+    assert runs.train_here(runs.settings(model, pictures, tmp_path)) == 0
+    flags = runs.settings(model, pictures, tmp_path, max_train_steps=8, **changes)
+    assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 2
+    assert named in capsys.readouterr().err
+    assert runs.status(tmp_path / "run")["state"] == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_process_resumes_to_the_same_bits(model, pictures, tmp_path, number):
+    """SIGTERM saves and leaves with 75; after SIGKILL the last checkpoint is there."""
+    changes = {"max_train_steps": 40, "checkpointing_steps": 5, "gradient_accumulation_steps": 2}
+    flags = runs.settings(model, pictures, tmp_path / "stopped", **changes)
+    folder = tmp_path / "stopped/run"
+    with runs.start(runs.PYTHON, flags) as process:
+        _wait_for(folder / "checkpoints/step-00000005/MANIFEST.json")
+        process.send_signal(number)
+        code = process.wait(60)
+    assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        status = runs.status(folder)
+        assert status["state"] == "interrupted"
+        assert status["exit_code"] == 75
+        assert (folder / f"checkpoints/step-{status['step']:08d}").is_dir()
+    assert not (folder / "run.pt").exists()
+    assert runs.run(runs.PYTHON, [*flags, "--resume_from_checkpoint", "latest"]).returncode == 0
+
+    assert (
+        runs.run(
+            runs.PYTHON, runs.settings(model, pictures, tmp_path / "whole", **changes)
+        ).returncode
+        == 0
+    )
+    assert (folder / "run.pt").read_bytes() == (tmp_path / "whole/run/run.pt").read_bytes()
+
+
+def _wait_for(path: Path, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.01)

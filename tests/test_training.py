@@ -1,0 +1,186 @@
+"""The training script, started as a user starts it."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import hn
+from hn.network import files
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def finished(model, pictures, tmp_path_factory):
+    """A run with everything switched on, launched by accelerate."""
+    folder = tmp_path_factory.mktemp("finished")
+    flags = runs.settings(
+        model,
+        pictures,
+        folder,
+        checkpointing_steps=2,
+        checkpoints_total_limit=2,
+        validation_data_dir=pictures,
+        validation_prompt=["a red star", "a blue heart on the left"],
+        validation_steps=3,
+        validation_inference_steps=4,
+        report_to="tensorboard",
+    )
+    config = str(runs.ROOT / "accelerate_configs/single.yaml")
+    result = runs.run([*runs.ACCELERATE, "--config_file", config, runs.SCRIPT], flags)
+    assert result.returncode == 0, result.stderr
+    return folder / "run", result
+
+
+def test_the_artifacts_load_and_name_themselves(finished):
+    folder, _ = finished
+    pt, native = hn.load(folder / "run.pt"), hn.load(folder / "run.safetensors")
+    assert pt.provenance == native.provenance
+    assert (pt.provenance.name, pt.provenance.step) == ("run", 6)
+    assert pt.dims == (16, 24, 32)
+    assert runs.same_tensors(folder / "run.pt", folder / "run.safetensors")
+
+
+def test_it_says_where_everything_lies(finished):
+    _, result = finished
+    for name in ("run.pt", "run.safetensors", "step-00000006", "metrics.jsonl", "tensorboard"):
+        assert name in result.stdout
+    assert "held-out loss" in result.stdout
+
+
+def test_only_the_newest_checkpoints_are_kept(finished):
+    folder, _ = finished
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000006"]
+    files_of_one = sorted(
+        str(p.relative_to(folder / "checkpoints/step-00000004"))
+        for p in (folder / "checkpoints/step-00000004").rglob("*")
+        if p.is_file()
+    )
+    assert files_of_one == [
+        "MANIFEST.json",
+        "resume/optimizer.safetensors",
+        "run.pt",
+        "run.safetensors",
+        "state.json",
+    ]
+
+
+def test_previews_show_prompts_by_strengths(finished):
+    """Untrained identity at step 0 aside, strength 0 never changes and strength 1 does."""
+    folder, _ = finished
+    first, last = (
+        np.asarray(Image.open(folder / f"previews/step-0000000{step}.png")) for step in (3, 6)
+    )
+    assert first.shape == last.shape
+    third = first.shape[1] // 3
+    assert (first[:, : third - 4] == last[:, : third - 4]).all()
+    assert (first[:, 2 * third + 4 :] != last[:, 2 * third + 4 :]).any()
+
+
+def test_the_numbers_are_written_everywhere(finished):
+    folder, _ = finished
+    rows = runs.metrics(folder)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert {row["step"] for row in rows if "heldout_loss" in row} == {3, 6}
+    with open(folder / "hypernetwork_loss.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["step", "epoch", "epoch_step", "loss", "learn_rate"]
+    assert [row["epoch"] for row in table] == ["0", "0", "0", "1", "1", "1"]
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert {"loss", "learning_rate", "gradient_norm", "heldout_loss"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert "preview" in events.Tags()["images"]
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_status_and_the_settings_are_written(finished):
+    folder, _ = finished
+    status = runs.status(folder)
+    assert (status["state"], status["step"], status["exit_code"]) == ("done", 6, 0)
+    assert "--resume_from_checkpoint latest" in status["resume_command"]
+    state = json.loads((folder / "checkpoints/step-00000006/state.json").read_text())
+    assert state["step"] == 6
+    assert "learning_rate = " in (folder / "config.toml").read_text()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_8bit_adam": True},
+        {"optimizer": "torch.optim.RMSprop"},
+        {"optimizer": "bitsandbytes.optim.Lion8bit"},
+        {"optimizer_args": ["betas=(0.9,0.99)", "weight_decay=0"], "clip_grad_mode": "value"},
+        {"mixed_precision": "bf16", "gradient_checkpointing": True},
+        {"template": "style", "latent_sampling": "deterministic", "clip_grad_mode": "none"},
+        {"learning_rate": "1e-2:2, 1e-3:4, 1e-4", "lr_warmup_steps": 2},
+        {"dims": [24], "is_layer_norm": True, "activation_func": "mish"},
+        {"weight_initialization": "Normal", "activate_output": True, "activation_func": "tanh"},
+        {"initial_hypernetwork": "start.pt"},
+    ],
+    ids="-".join,
+)
+def test_it_learns_with(model, pictures, tmp_path, changes):
+    """The held-out loss (here on the training pictures) falls within 30 steps."""
+    if "initial_hypernetwork" in changes:
+        start = hn.Hypernetwork.create((16, 24), activation_func="relu", seed=3)
+        hn.save(start, tmp_path / "start.pt")
+        changes = {"initial_hypernetwork": tmp_path / "start.pt"}
+    flags = runs.settings(
+        model,
+        pictures,
+        tmp_path,
+        **{"max_train_steps": 30, "learning_rate": "1e-2", "validation_data_dir": pictures}
+        | changes,
+    )
+    assert runs.train_here(flags) == 0
+    last = [row for row in runs.metrics(tmp_path / "run") if "heldout_loss" in row][-1]
+    assert last["heldout_gain"] > 3 * last["heldout_difference_error"] / last["heldout_base_loss"]
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_the_schedule_is_followed_and_ends_the_run(model, pictures, tmp_path):
+    flags = runs.settings(model, pictures, tmp_path, learning_rate="1e-2:2, 1e-3:4")
+    assert runs.train_here(flags) == 0
+    rates = [row["learning_rate"] for row in runs.metrics(tmp_path / "run")]
+    assert rates == [1e-2, 1e-2, 1e-3, 1e-3]
+    assert files.load(tmp_path / "run/run.pt").provenance.step == 4
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_accumulation_equals_a_larger_batch(model, pictures, tmp_path):
+    for name, batch, accumulation in (("large", 4, 1), ("small", 1, 4)):
+        flags = runs.settings(
+            model,
+            pictures,
+            tmp_path,
+            name=name,
+            train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
+        assert runs.train_here(flags) == 0
+    # The same gradients summed in another order; AdamW's first steps enlarge what is near zero.
+    large, small = (hn.load(tmp_path / f"{n}/{n}.pt").tensors() for n in ("large", "small"))
+    for key, tensor in large.items():
+        if not key.endswith("linear.1.bias") or ".k." not in key:
+            assert torch.allclose(tensor, small[key], atol=2e-5), key
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_previews_disturb_nothing(model, pictures, tmp_path):
+    for name, changes in (
+        ("with", {"validation_prompt": ["a red star"], "validation_steps": 2}),
+        ("without", {}),
+    ):
+        flags = runs.settings(
+            model, pictures, tmp_path / name, dropout_structure=[0, 0.2, 0], **changes
+        )
+        assert runs.train_here([*flags, "--validation_inference_steps", "2"]) == 0
+    assert runs.same_tensors(tmp_path / "with/run/run.pt", tmp_path / "without/run/run.pt")
