@@ -1,11 +1,9 @@
 """Train a hypernetwork for a Stable Diffusion model.
 
     accelerate launch train_hypernetwork.py --config demo
-    accelerate launch train_hypernetwork.py --pretrained_model_name_or_path FOLDER --train_data_dir
-    PICTURES --name mine
+    accelerate launch train_hypernetwork.py --help
 
-`train` is the whole story; what it calls is made by the `build_` functions below it, one object
-each.
+`train` is the whole story; what it calls is made by the `build_` functions of `hn.build`.
 """
 
 import sys
@@ -13,9 +11,8 @@ import traceback
 
 from hn import cli
 
-CONFIG = (
-    cli.parse_or_exit() if __name__ == "__main__" else None
-)  # first: --help and mistakes do not wait for torch
+# First of all, so that --help and mistakes do not wait for torch.
+CONFIG = cli.parse_or_exit() if __name__ == "__main__" else None
 cli.quiet_libraries()
 
 import torch
@@ -26,7 +23,7 @@ from hn.config import Config
 from hn.data.cache import Contexts
 from hn.diffusion import objective
 from hn.diffusion.denoiser import Condition
-from hn.errors import BUG, INTERRUPTED, StorageError, UserError
+from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
 from hn.evaluation.heldout import Heldout
 from hn.training import optimizers
 from hn.training.guard import Guard
@@ -36,9 +33,7 @@ from hn.training.status import Status, resume_command
 
 
 def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
-    """Train to the end of the schedule. Returns whether it got there; False is a signal, with
-    everything saved.
-    """
+    """Train to the end of the schedule; False means a signal came, and everything is saved."""
     stop = Stop(accelerator)
     rates, clip_bounds = build.build_schedules(config)
     dataset, digest = build.build_dataset(config)
@@ -140,12 +135,17 @@ def main(config: Config) -> int:
 
 
 def as_user_error(error: Exception) -> Exception:
-    """Out of memory has a remedy; what else is not a `UserError` is a bug."""
+    """Out of memory and a lost peer have remedies; what else is not a `UserError` is a bug."""
     if isinstance(error, torch.OutOfMemoryError):
         return StorageError(
             f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
             "gradient_accumulation_steps), "
             "set gradient_checkpointing, or lower resolution."
+        )
+    if isinstance(error, torch.distributed.DistError):
+        return DistributedError(
+            f"another process ended or does not answer ({error}). Its own message says why; "
+            "resume from the last checkpoint."
         )
     return error
 

@@ -121,3 +121,13 @@ def test_the_files_of_the_tree_are_those_of_the_readme():
         if not Path(file).name.startswith(".")
     }
     assert named == present
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    """The two commands of the README's start stand in `.ci/run`, the first with another folder."""
+    start = (ROOT / "README.md").read_text().split("## Start")[1].split("\n## ")[0]
+    commands = re.findall(r"```bash\n(.*?)\n```", start, re.DOTALL)
+    ci = (ROOT / ".ci/run").read_text()
+    assert len(commands) == 2
+    for command in commands:
+        assert command in ci

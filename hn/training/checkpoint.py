@@ -85,8 +85,8 @@ class Checkpoints:
         """
         path = self._folder / f"{PREFIX}{state.step:08d}"
         self._confirm()
+        state.hypernetwork.describe(step=state.step)
         if self._saved_step != state.step and self._accelerator.is_main_process:
-            state.hypernetwork.describe(step=state.step)
             write_checkpoint(path, state, self._name)
             self._rotate()
         self._saved_step = state.step

@@ -19,7 +19,6 @@ from tests.tiny import CONTEXT_DIM, DIMS, SELF_DIMS, make_unet
 
 CASES = golden.read_json("attention/attention.json")
 TENSORS = golden.read_tensors("attention/attention.safetensors")
-STATE = {"rtol": 1e-5, "atol": 1e-7}  # two orders of the same float32 sums
 
 
 def golden_layer(case) -> Attention:
@@ -241,9 +240,10 @@ def test_a_width_that_nothing_reads_is_warned_about_and_the_others_work(unet):
 
 
 def test_attaching_twice_is_refused(unet):
-    with hn.attach(unet, [(make_net(), 1.0)]):
-        with pytest.raises(ModelError, match="attach all as one stack"):
-            hn.attach(unet, [(make_net(), 1.0)])
+    attachment = hn.attach(unet, [(make_net(), 1.0)])
+    with pytest.raises(ModelError, match="attach all as one stack"):
+        hn.attach(unet, [(make_net(), 1.0)])
+    attachment.detach()
     hn.attach(unet, [(make_net(), 1.0)]).detach()
 
 
