@@ -139,13 +139,12 @@ def as_user_error(error: Exception) -> Exception:
     if isinstance(error, torch.OutOfMemoryError):
         return StorageError(
             f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
-            "gradient_accumulation_steps), "
-            "set gradient_checkpointing, or lower resolution."
+            "gradient_accumulation_steps), set gradient_checkpointing, or lower resolution."
         )
     if isinstance(error, torch.distributed.DistError):
         return DistributedError(
-            f"another process ended or does not answer ({error}). Its own message says why; "
-            "resume from the last checkpoint."
+            f"another process ended or does not answer ({error}). Its own message says why; resume "
+            "from the last checkpoint."
         )
     return error
 

@@ -44,25 +44,23 @@ def build_accelerator(config: Config) -> Accelerator:
     if training.expect_world_size not in (None, accelerator.num_processes):
         raise OptionError(
             f"expect_world_size is {training.expect_world_size}, but {accelerator.num_processes} "
-            "processes run. "
-            "On CPUs launch with torchrun --nproc_per_node, since accelerate launch --cpu starts "
-            "one only."
+            "processes run. On CPUs launch with torchrun --nproc_per_node, since accelerate "
+            "launch --cpu starts one only."
         )
     return accelerator
 
 
 def build_run_folder(config: Config, accelerator: Accelerator) -> Status:
-    """The run's folder, new or the one to resume in, proven to be writable; the main process
-    decides.
-    """
+    """The run's folder, proven to be writable, and its status; the main process decides."""
     folder = Path(config.output.output_dir) / config.network.name
     if accelerator.is_main_process:
-        used = [path for path in (folder / "config.toml", folder / "checkpoints") if path.exists()]
+        finished = [folder / f"{config.network.name}{ending}" for ending in (".pt", ".safetensors")]
+        used = [path for path in (folder / "checkpoints", *finished) if path.exists()]
         if used and config.output.resume_from_checkpoint is None:
             raise OptionError(
                 f"{folder} holds a run already ({used[0].name}). Go on with it: "
-                "--resume_from_checkpoint latest; "
-                "or choose another --name or --output_dir; or remove the folder."
+                "--resume_from_checkpoint latest; or choose another --name or --output_dir; or "
+                "remove the folder."
             )
         saved = replace(config, output=replace(config.output, resume_from_checkpoint=None))
         write_bytes(folder / "config.toml", cli.to_toml(saved).encode())
@@ -103,9 +101,8 @@ def build_schedules(config: Config) -> tuple[schedule.Schedule, schedule.Schedul
 
 def build_dataset(config: Config) -> tuple[Dataset, str]:
     """The pictures, all of them decoded once, and a digest of their content."""
-    check_layout(
-        config.model.pretrained_model_name_or_path
-    )  # a wrong model should not wait for the pictures
+    # A wrong model should not wait for the pictures.
+    check_layout(config.model.pretrained_model_name_or_path)
     load_template(config.data.template)
     dataset = load_examples(config.data)
     return dataset, check_pictures(dataset, config.data.resolution)
@@ -224,8 +221,7 @@ def report_cut_prompts(base: BaseModel, prompts: list[str], accelerator: Acceler
     if cut:
         accelerator.print(
             f"{len(cut)} of {len(prompts)} prompts are cut at {base.tokenizer.model_max_length} "
-            "tokens; "
-            f"the longest begins {max(cut, key=len)[:60]!r}"
+            f"tokens; the longest begins {max(cut, key=len)[:60]!r}"
         )
 
 

@@ -40,9 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
 
 
 def parse_or_exit() -> Config:
-    """As `parse`, for a program's first line: a mistake ends the process with its message and exit
-    code.
-    """
+    """As `parse`, but a mistake ends the process with its message and exit code."""
     try:
         return parse()
     except OptionError as error:
@@ -95,9 +93,7 @@ def read_toml(path: Path) -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """The whole configuration as TOML that `read_toml` reads back to the same. Unset settings are
-    left out.
-    """
+    """The configuration as TOML that `read_toml` reads back; unset settings are left out."""
     lines: list[str] = []
     for section in SECTIONS:
         values = getattr(config, section)

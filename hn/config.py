@@ -44,9 +44,7 @@ class NetworkConfig:
     """Activation by its web UI name: linear, relu, leakyrelu, elu, swish, tanh, sigmoid, mish, ...
     """
     weight_initialization: str = "identity"
-    """identity (starts as the base model), Normal, KaimingUniform, KaimingNormal, XavierUniform,
-    XavierNormal.
-    """
+    """identity (starts as the base model), Normal, or Kaiming or Xavier, each Uniform or Normal."""
     is_layer_norm: bool = False
     """LayerNorm after every layer."""
     activate_output: bool = False
@@ -123,9 +121,7 @@ class OptimizerConfig:
     lr_warmup_steps: int = 0
     """Steps over which the rate rises from zero."""
     clip_grad_mode: Literal["none", "norm", "value"] = "norm"
-    """Clip the gradient's norm, each of its values, or nothing; always of the true, unscaled
-    gradient.
-    """
+    """Clip the true (unscaled) gradient's norm, each of its values, or nothing."""
     clip_grad_value: str = "1.0"
     """The bound; a number or stages, as learning_rate."""
 

@@ -37,7 +37,5 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 def seed_layers(seed: int, step: int, slot: int) -> None:
-    """Seed torch's global generators for layers that draw their own numbers (dropout, rrelu) in
-    this micro-batch.
-    """
+    """Seed what layers draw for themselves (dropout, rrelu) in this micro-batch."""
     torch.manual_seed(seed_of(seed, "dropout", step, slot))

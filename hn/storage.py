@@ -30,8 +30,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}. Free some space or choose another "
-            "folder; "
-            "what was there before is intact."
+            "folder; what was there before is intact."
         ) from error
 
 

@@ -21,9 +21,7 @@ ENCODED_AT_ONCE = 8  # pictures, and 32 prompts
 
 @dataclass(frozen=True)
 class Latents:
-    """Moments (N, V, C, h, w) of N pictures in V variants each: crops, and their mirror images if
-    flips are on.
-    """
+    """Moments (N, V, C, h, w) of N pictures in V variants: crops and their mirror images."""
 
     moments: Moments
     sampling: str
@@ -38,9 +36,7 @@ class Latents:
         return self.moments.mean.shape[1]
 
     def sample(self, picture: int, variant: int, step: int, slot: int) -> Tensor:
-        """Latents (C, h, w) of one variant: its mean, its one sample for the whole run, or one for
-        this step and slot.
-        """
+        """Latents (C, h, w): the mean, the sample of the whole run, or of this step and slot."""
         mean, std = self.moments.mean[picture, variant], self.moments.std[picture, variant]
         if self.sampling == "deterministic":
             return mean
@@ -79,9 +75,7 @@ def _places(config: DataConfig, seed: int, number: int) -> list[tuple[float, flo
 
 
 class Contexts:
-    """Text contexts by prompt. Each prompt is encoded once; all of them at the start, where they
-    are known.
-    """
+    """Text contexts by prompt; each is encoded once, at the start where it is known."""
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base

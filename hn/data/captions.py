@@ -1,6 +1,7 @@
 """Captions and prompt templates, by the web UI's rules."""
 
 import re
+from io import StringIO
 from pathlib import Path
 from random import Random
 
@@ -25,21 +26,19 @@ def read_caption(picture: Path, missing: str = "error") -> str:
     if missing == "empty":
         return ""
     raise DataError(
-        f"{picture.name} has no caption {file.name}. Write one, or set missing_caption to "
-        "filename or empty"
+        f"{picture.name} has no caption {file.name}. Write one, or set missing_caption to filename "
+        "or empty"
     )
 
 
 def filename_caption(stem: str, word_regex: str = "", join_string: str = " ") -> str:
-    """The caption in a file's name: without leading numbers; with a `word_regex`, the words it
-    finds, joined.
-    """
+    """The caption in a file's name: no leading numbers; the words of a `word_regex`, joined."""
     words = _NUMBERING.sub("", stem)
     return (join_string or "").join(re.findall(word_regex, words)) if word_regex else words
 
 
 def load_template(name: str) -> list[str]:
-    """The lines of a template: one of ours by name (none, style, subject), or a text file.
+    """The lines of one of our templates or of a text file. Raises `DataError` if there is none.
 
     Raises `DataError` if there is none.
     """
@@ -56,7 +55,7 @@ def load_template(name: str) -> list[str]:
 
 def parse_template(text: str) -> list[str]:
     """Its lines, stripped. A blank line counts: it is the empty prompt."""
-    return [line.strip() for line in text.splitlines()]
+    return [line.strip() for line in StringIO(text, newline=None)]
 
 
 def draw_prompt(
@@ -88,9 +87,7 @@ def fill(line: str, words: str, name: str) -> str:
 
 
 def _read_text(file: Path) -> str:
-    """UTF-8 with or without a mark, any line ends, at most 64 KiB. Raises `DataError` naming file
-    and place.
-    """
+    """Read UTF-8 with or without a mark, any line ends. Raises `DataError` naming the place."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -101,8 +98,8 @@ def _read_text(file: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file.name} is not UTF-8 text (byte {error.start}). "
-            f"Convert it: iconv -f LATIN1 -t UTF-8 {file.name} > new.txt"
+            f"{file.name} is not UTF-8 text (byte {error.start}). Convert it: iconv -f LATIN1 -t "
+            f"UTF-8 {file.name} > new.txt"
         ) from error
     if "\0" in text:
         raise DataError(

@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
+from pyarrow.lib import ArrowException
 from torch import Tensor
 from tqdm import tqdm
 
@@ -117,7 +118,6 @@ def check_pictures(dataset: Dataset, resolution: int) -> str:
     if enlarged:
         print(
             f"{len(enlarged)} pictures are smaller than resolution {resolution} and are enlarged: "
-            ""
 
               + ", ".join(enlarged[:5]) + (", ..." if len(enlarged) > 5 else ""))  # fmt: skip
     return digest.hexdigest()
@@ -184,9 +184,20 @@ def _read_hub_dataset(config: DataConfig) -> Dataset:
                 f"{setting} '{column}' is not a column of {config.dataset_name}: it has "
                 f"{dataset.column_names}"
             )
-    dataset = dataset.select_columns(list(columns.values())).cast_column(
-        config.image_column, ImageFeature(decode=False)
-    )
+    dataset = dataset.select_columns(list(columns.values()))
+    features = {
+        config.image_column: ImageFeature(decode=False),
+        config.caption_column: Value("string"),
+    }
+    for setting, column in columns.items():
+        try:
+            dataset = dataset.cast_column(column, features[column])
+        except (ArrowException, TypeError, ValueError) as error:
+            wanted = "pictures" if setting == "image_column" else "texts"
+            raise DataError(
+                f"{setting} '{column}' of {config.dataset_name} does not hold {wanted}, but "
+                f"{dataset.features[column]}: choose another column"
+            ) from error
     dataset = dataset.rename_columns(
         {config.image_column: "image", config.caption_column: "caption"}
     )
@@ -194,20 +205,17 @@ def _read_hub_dataset(config: DataConfig) -> Dataset:
     if empty and config.missing_caption != "empty":
         raise DataError(
             f"{len(empty)} rows of {config.dataset_name} have no caption, the first is row "
-            f"{empty[0]}. "
-            "Mend them, or set missing_caption to empty."
+            f"{empty[0]}. Mend them, or set missing_caption to empty."
         )
     captions = [caption or "" for caption in dataset["caption"]]
     names = [f"row {row}" for row in range(len(dataset))]
     return (
         dataset.remove_columns("caption").add_column("caption", captions).add_column("name", names)
-    )  # type: ignore[call-arg]
+    )
 
 
 def _content(example: Example) -> bytes:
-    """The file's bytes. Raises `OSError` for what is not a regular file: a pipe would wait for
-    ever.
-    """
+    """The bytes. Raises `OSError` for what is no regular file: a pipe would wait for ever."""
     content, path = example.source.get("bytes"), example.source.get("path")
     if content:
         return content

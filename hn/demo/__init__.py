@@ -19,9 +19,7 @@ HELD_OUT_PICTURES = 16
 
 
 def write_pictures(folder: Path) -> tuple[Path, Path]:
-    """Write the style set and the held-out pictures below `folder`; returns their folders. The same
-    every time.
-    """
+    """Write the style set and the held-out pictures, always the same; returns their folders."""
     trained, held_out = folder / "train", folder / "held-out"
     write_folder(trained, PICTURES, seed=1, shapes=TRAINED_SHAPES, style="neon")
     write_folder(held_out, HELD_OUT_PICTURES, seed=2, shapes=HELD_OUT_SHAPES, style="neon")

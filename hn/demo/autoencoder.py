@@ -17,9 +17,7 @@ from hn.demo.rates import cosine, follow
 
 
 def train_vae(file: Path, seed: int, steps: int, batch: int = 16) -> AutoencoderKL:
-    """A three-level autoencoder: 64x64 pictures, latents (4, 16, 16) of unit deviation after
-    scaling.
-    """
+    """A three-level autoencoder: 64x64 pictures, latents (4, 16, 16)."""
     torch.manual_seed(seed + 2)
     config = {
         "block_out_channels": (16, 32, 64),
@@ -32,9 +30,8 @@ def train_vae(file: Path, seed: int, steps: int, batch: int = 16) -> Autoencoder
     }
     vae: Any = AutoencoderKL(**config)
     vae.set_attn_processor(AttnProcessor())
-    nn.init.constant_(
-        vae.quant_conv.bias[4:].detach(), -6.0
-    )  # start nearly without noise: it would drown the signal
+    # Start nearly without noise: it would drown the signal.
+    nn.init.constant_(vae.quant_conv.bias[4:].detach(), -6.0)
     if file.exists():
         saved = torch.load(file, weights_only=True)
         vae.load_state_dict(saved["weights"])

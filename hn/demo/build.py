@@ -78,9 +78,7 @@ def make_scheduler() -> DDIMScheduler:
 def encode_pictures(
     vae: Any, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, seed: int, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (N, 4, 16, 16), contexts (M, TOKENS, D) of the different captions, and two of them
-    for each picture (N, 2).
-    """
+    """Latents (N, 4, 16, 16), all contexts (M, TOKENS, D), the two of each picture (N, 2)."""
     rng = Random(seed + 3)
     latents, known, owner = [], {"": 0}, []
     for start in range(0, count, 256):
@@ -131,9 +129,8 @@ def train_unet(
     """Denoising with v-prediction; returns the moving average of the weights."""
     torch.manual_seed(seed + 4)
     unet: Any = make_unet().to(memory_format=torch.channels_last)
-    unet.set_attn_processor(
-        AttnProcessor()
-    )  # at this size, plain products beat the fused kernel's backward threefold
+    # At this size, plain products beat the fused kernel's backward pass threefold.
+    unet.set_attn_processor(AttnProcessor())
     average = copy.deepcopy(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=0.01)
     first = 0
@@ -160,9 +157,8 @@ def train_unet(
             sample = noisy.contiguous(memory_format=torch.channels_last)
             predicted = unet(sample, t, contexts[texts]).sample
         error = (predicted.float() - target).square().mean((1, 2, 3))
-        loss = (
-            error.mean()
-        )  # unweighted on purpose: min-SNR would take the weight from where obedience is decided
+        # Unweighted: min-SNR would take the weight from where obedience is decided.
+        loss = error.mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

@@ -53,9 +53,7 @@ class Reading:
 
 
 def read_picture(picture: Image.Image) -> Reading:
-    """Read a plain picture: the ground from its border, the object from what differs from the
-    ground.
-    """
+    """Read a plain picture: the ground from its border, the object from what differs."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     ground = np.median(_border(pixels), axis=0)
     distance = np.linalg.norm(pixels - ground, axis=-1)

@@ -7,9 +7,7 @@ from torch import nn
 
 
 def follow(average: nn.Module, model: nn.Module, step: int) -> None:
-    """Move the running average of the weights: over about a tenth of the steps so far, 1,000 at
-    most.
-    """
+    """Move the running average of the weights: over a tenth of the steps, 1,000 at most."""
     decay = min(0.999, (1 + step) / (10 + step))
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

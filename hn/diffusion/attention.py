@@ -7,7 +7,7 @@ Every attention layer gets a processor that transforms its context before `to_k`
 text context is the same for all layers, so it is transformed once per UNet forward, in a hook, and
 handed down through `cross_attention_kwargs`; self-attention contexts differ and are transformed in
 their layer. With dropout active the text is transformed in each layer too, since there each layer
-draws its own. Nothing is remembered between forwards: a gradient- checkpointed block that finds a
+draws its own. Nothing is remembered between forwards: a gradient-checkpointed block that finds a
 remembered context would recompute another graph.
 """
 
@@ -55,16 +55,12 @@ def attach(
 
 
 def context_dims(unet: UNet2DConditionModel) -> tuple[int, ...]:
-    """Every context width of the UNet's attention layers, ascending: (320, 640, 768, 1280) for SD
-    1.
-    """
+    """Every context width of the UNet's attention, ascending: (320, 640, 768, 1280) for SD 1."""
     return tuple(sorted({layer.to_k.in_features for layer in _attention_layers(unet).values()}))
 
 
 class Attachment:
-    """Hypernetworks attached to a UNet. `detach` restores the very processors that were there
-    before.
-    """
+    """Hypernetworks attached to a UNet; `detach` restores the processors that were there."""
 
     def __init__(
         self,
@@ -101,9 +97,7 @@ class Attachment:
 
     @contextmanager
     def at_strength(self, strength: float) -> Iterator[None]:
-        """All strengths set to one value for a while, the hypernetworks in evaluation mode
-        (training ignores strength).
-        """
+        """Set all strengths for a while, in evaluation mode (training ignores strength)."""
         before, training = list(self.stack), [net.training for net, _ in self.stack]
         self.stack[:] = [(net.eval(), strength) for net, _ in before]
         try:
@@ -161,9 +155,7 @@ class HypernetworkAttention:
         context_k: Tensor | None = None,
         context_v: Tensor | None = None,
     ) -> Tensor:
-        """Attention of `hidden_states` (B, N, C) to the context (B, T, D), or to themselves without
-        one.
-        """
+        """Attention of `hidden_states` (B, N, C) to the context (B, T, D), if any, or themselves."""
         if encoder_hidden_states is None:
             context_k, context_v = transform_context(hidden_states, self.stack)
         elif context_k is None or context_v is None:
@@ -211,15 +203,14 @@ def _xformers() -> _Attend:
         from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
     except ImportError as error:
         raise OptionError(
-            "attention_kernel 'xformers' needs the package xformers, which is not installed: "
-            "pip install -e '.[xformers]', or use attention_kernel 'sdpa'"
+            "attention_kernel 'xformers' needs the package xformers, which is not installed: pip "
+            "install -e '.[xformers]', or use attention_kernel 'sdpa'"
         ) from error
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         bias = None if mask is None else mask.expand(-1, -1, query.shape[2], -1)
-        heads_last = (
-            x.transpose(1, 2) for x in (query, key, value)
-        )  # xformers wants (B, N, H, C/H)
+        # xformers wants (B, N, H, C/H)
+        heads_last = (x.transpose(1, 2) for x in (query, key, value))
         return memory_efficient_attention(*heads_last, attn_bias=bias).transpose(1, 2)
 
     return attend
@@ -239,8 +230,8 @@ def _check_processors(processors: dict[str, Any]) -> None:
         if not isinstance(processor, _REPLACEABLE):
             raise ModelError(
                 f"the attention layer {name} has a processor of its own "
-                f"({type(processor).__name__}); "
-                "unload what installed it (an IP-Adapter, say) before attaching hypernetworks"
+                f"({type(processor).__name__}); unload what installed it (an IP-Adapter, say) "
+                "before attaching hypernetworks"
             )
 
 

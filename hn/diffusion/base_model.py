@@ -24,18 +24,14 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+$")
 
 @dataclass(frozen=True)
 class Moments:
-    """What the autoencoder says of pictures: `mean` and `std` (B, C, h, w) of their latents, scaled
-    for the UNet.
-    """
+    """Latents of pictures, scaled for the UNet: their `mean` and `std` (B, C, h, w)."""
 
     mean: Tensor
     std: Tensor
 
 
 class BaseModel:
-    """The frozen parts and what they compute. The autoencoder and the text encoder can be let go
-    once they have done it.
-    """
+    """The frozen parts; autoencoder and text encoder can be freed once they have done theirs."""
 
     def __init__(
         self,
@@ -174,9 +170,7 @@ class BaseModel:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Contexts (B, T, D) of prompts, on the text encoder's device; what exceeds T tokens is
-        cut.
-        """
+        """Contexts (B, T, D) of prompts; what exceeds T tokens is cut."""
         tokens = self.tokenizer(
             prompts,
             padding="max_length",

@@ -59,9 +59,7 @@ class Denoiser(nn.Module):
         return self._frozen[1]
 
     def forward(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """Prediction (B, C, h, w) for noisy latents (B, C, h, w), timesteps (B,) and their
-        condition.
-        """
+        """Prediction (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,)."""
         dtype = self.unet.dtype
         return self.unet(
             noisy.to(dtype),

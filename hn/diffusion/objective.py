@@ -61,9 +61,7 @@ def target(
     alphas_cumprod: Tensor,
     prediction: Prediction,
 ) -> Tensor:
-    """What the UNet should predict (B, C, h, w): the noise, or the velocity sqrt(a) * noise -
-    sqrt(1 - a) * latents.
-    """
+    """Target (B, C, h, w): the noise, or the velocity sqrt(a) * noise - sqrt(1-a) * latents."""
     if prediction == "epsilon":
         return noise
     signal, rest = _scales(timesteps, alphas_cumprod)
@@ -100,9 +98,7 @@ def noised(
     snr_gamma: float | None = None,
     noise_offset: float = 0.0,
 ) -> Noised:
-    """Draw noise and timesteps for latents (B, C, h, w), one generator for each, and derive
-    everything from them.
-    """
+    """Draw noise and timesteps for latents (B, C, h, w), with a generator for each of them."""
     noise = sample_noise(tuple(latents.shape[1:]), generators, noise_offset)
     timesteps = sample_timesteps(len(alphas_cumprod), generators)
     return Noised(

@@ -58,9 +58,7 @@ class Painter:
         self._pipeline.set_progress_bar_config(disable=True)
 
     def draw(self) -> list[Image.Image]:
-        """One picture of each prompt, with whatever is attached to the UNet at the strengths it has
-        now.
-        """
+        """One picture of each prompt, with what is attached to the UNet as it is attached now."""
         pictures: list[Image.Image] = []
         for start in range(0, len(self._contexts), DRAWN_AT_ONCE):
             pictures += self._draw(range(start, min(start + DRAWN_AT_ONCE, len(self._contexts))))
@@ -83,9 +81,7 @@ class Painter:
 def grid(
     rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]
 ) -> Image.Image:
-    """Pictures of one size in rows and columns, each row under its label, each column under its
-    own.
-    """
+    """Labelled rows and columns of pictures of one size."""
     width, height = rows[0][0].size
     enlarged = max(1, 128 // width)  # tiny pictures are shown larger
     width, height = width * enlarged, height * enlarged

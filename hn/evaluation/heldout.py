@@ -26,9 +26,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean losses on the same draws. `difference_error` is the standard error of the paired
-    difference.
-    """
+    """Mean losses on the same draws, and the standard error of their paired difference."""
 
     loss: float
     base_loss: float

@@ -30,9 +30,7 @@ def read(path: Path) -> Hypernetwork:
 
 
 def to_bytes(net: Hypernetwork, name: str) -> bytes:
-    """The file's bytes; `name` must be the file's stem, because the web UI caches networks under
-    it.
-    """
+    """The file's bytes; `name` is the file's stem: the web UI caches networks under it."""
     return container.write(to_dict(net, name))
 
 
@@ -127,9 +125,7 @@ def _config(state: Mapping[Any, Any], dims: tuple[int, ...]) -> HypernetworkConf
 def parse_dropout_structure(
     structure: tuple[float, ...], use: bool, last: bool
 ) -> tuple[float, ...]:
-    """The dropout that old files imply with two flags: 0.3 after every hidden layer, the last one
-    only if asked.
-    """
+    """What two flags of old files imply: 0.3 after hidden layers, the last only if asked."""
     if not use:
         return (0,) * len(structure)
     return (0, *(0.3,) * (len(structure) - 3), 0.3 if last else 0, 0)

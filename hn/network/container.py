@@ -49,16 +49,13 @@ def read(path: Path) -> Any:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{path} was refused: it is damaged, or holds more than numbers and plain values "
-            f"({reason}). "
-            "Loading it could run a stranger's code, so there is no switch for that; ask for a "
-            ".safetensors file."
+            f"({reason}). Loading it could run a stranger's code, so there is no switch for that; "
+            "ask for a .safetensors file."
         ) from error
 
 
 def write(obj: Any) -> bytes:
-    """The bytes of a `.pt` file that A1111, Forge and ComfyUI accept. `obj` holds tensors and plain
-    values only.
-    """
+    """The bytes of a `.pt` file that every host accepts; tensors and plain values only."""
     buffer = io.BytesIO()
     torch.save(obj, buffer)
     with zipfile.ZipFile(buffer) as archive:
@@ -76,9 +73,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _repack_checked(data: bytes, path: Path) -> bytes:
-    """Check every record (name, stored and not compressed, checksum, size) and pack the needed ones
-    anew.
-    """
+    """Check every record (name, compression, checksum, size), pack the needed ones anew."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_records(archive.infolist(), path)
@@ -107,8 +102,8 @@ def _check_records(records: list[zipfile.ZipInfo], path: Path) -> None:
             raise ModelError(f"{path} is not a .pt file: it holds the record {record.filename!r}")
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise ModelError(
-                f"{path} was refused: the record {record.filename!r} is compressed, as torch "
-                "never does"
+                f"{path} was refused: the record {record.filename!r} is compressed, as torch never "
+                "does"
             )
         if record.filename.endswith("/data.pkl") and record.file_size > MAX_PICKLE:
             raise ModelError(f"{path} was refused: its structure takes {record.file_size} bytes")

@@ -18,9 +18,7 @@ NAMES = ("identity", "Normal", "KaimingUniform", "KaimingNormal", "XavierUniform
 
 
 def initialise(layers: nn.Sequential, name: str, activation: str | None) -> None:
-    """Draw the weights of the `layers` of one module in place. Raises `ModelError` for an unknown
-    `name`.
-    """
+    """Draw the weights of one module's `layers`. Raises `ModelError` for an unknown `name`."""
     if name not in NAMES:
         raise ModelError(
             f"weight_initialization '{name}' is not known; it is one of: {', '.join(NAMES)}"
@@ -52,9 +50,8 @@ def _draw_linear(layer: nn.Linear, name: str, nonlinearity: Nonlinearity) -> Non
 
 def _draw_normal(layer: nn.Linear | nn.LayerNorm) -> None:
     nn.init.normal_(layer.weight, mean=0.0, std=0.01)
-    nn.init.normal_(
-        layer.bias, mean=0.0, std=0.0
-    )  # zero, but drawn: the web UI's random stream moves on
+    # Zero, but drawn: the web UI's random stream moves on.
+    nn.init.normal_(layer.bias, mean=0.0, std=0.0)
 
 
 def _start_as_identity(layers: nn.Sequential) -> None:
@@ -83,7 +80,6 @@ def _check_slope_at_zero(activation: nn.Module) -> None:
         name = type(activation).__name__.lower()
         raise ModelError(
             "weight_initialization 'identity' cannot start a module whose output is activated by "
-            f"{name}: at zero it "
-            "is not zero, or has no slope. Choose another weight_initialization, or "
-            "activate_output = false."
+            f"{name}: at zero it is not zero, or has no slope. Choose another "
+            "weight_initialization, or activate_output = false."
         )

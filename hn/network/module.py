@@ -62,9 +62,8 @@ class HypernetworkConfig:
             )
         if len(dropout) < len(structure):
             raise ModelError(
-                f"dropout_structure needs one probability for each of the {len(structure)} "
-                "entries of "
-                f"layer_structure {structure}; found {dropout}"
+                f"dropout_structure needs one probability for each of the {len(structure)} entries "
+                f"of layer_structure {structure}; found {dropout}"
             )
         if any(p >= 1 for p in dropout[1 : len(structure)]):
             raise ModelError(
@@ -73,9 +72,7 @@ class HypernetworkConfig:
 
     @property
     def last_layer_dropout(self) -> bool:
-        """Whether the last hidden layer has dropout; the web UI derives it in the same way when it
-        saves.
-        """
+        """Whether the last hidden layer has dropout, as the web UI derives it when it saves."""
         return len(self.dropout_structure) > 1 and self.dropout_structure[-2] != 0
 
 
@@ -104,9 +101,7 @@ class HypernetworkModule(nn.Module):
             initialise(self.linear, config.weight_initialization, config.activation_func)
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
-        """Rewrite a context (B, T, D); the dtype stays. In training mode the strength is 1, as in
-        the web UI.
-        """
+        """Rewrite a context (B, T, D) in its dtype; training ignores strength, as in the web UI."""
         change = self.linear(self._as_weights(x))
         if not self.training:
             change = change * strength
@@ -119,9 +114,7 @@ class HypernetworkModule(nn.Module):
 
 
 def _layers(dim: int, config: HypernetworkConfig) -> Iterable[nn.Module]:
-    """Linear, activation, LayerNorm, Dropout for each step of the structure, each where the config
-    asks for it.
-    """
+    """Linear, activation, LayerNorm, Dropout for each step, each where the config asks for it."""
     structure = config.layer_structure
     widths = [int(dim * multiplier) for multiplier in structure]
     for i, (width_in, width_out) in enumerate(pairwise(widths), start=1):
@@ -137,9 +130,7 @@ def _layers(dim: int, config: HypernetworkConfig) -> Iterable[nn.Module]:
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Draw from `seed` inside, and leave the global random state as it was; None draws from the
-    global state.
-    """
+    """Draw from `seed` and restore the global random state; None draws from that state."""
     if seed is None:
         yield
         return
@@ -164,9 +155,7 @@ def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
 
 
 class Hypernetwork(nn.Module):
-    """The (k, v) pairs of all widths, with their config and provenance. Weights are float32, in
-    evaluation mode.
-    """
+    """The (k, v) pairs of all widths; float32, in evaluation mode until it is trained."""
 
     def __init__(
         self,
@@ -210,9 +199,7 @@ class Hypernetwork(nn.Module):
         return net
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights by name, such as `768.k.linear.0.weight`, in the order of parameters; not
-        copied.
-        """
+        """The weights by names such as `768.k.linear.0.weight`, in parameter order; not copied."""
         return {key.removeprefix("pairs."): tensor for key, tensor in self.state_dict().items()}
 
     @classmethod
@@ -265,9 +252,7 @@ class Hypernetwork(nn.Module):
     def forward(
         self, context_k: Tensor, context_v: Tensor, strength: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Rewrite the contexts of keys and of values, both (B, T, D). A width it has no pair for
-        passes unchanged.
-        """
+        """Rewrite the contexts (B, T, D) of keys and values; an unknown width passes unchanged."""
         key = str(context_k.shape[-1])
         if key not in self.pairs or (strength == 0 and not self.training):
             return context_k, context_v
@@ -277,9 +262,7 @@ class Hypernetwork(nn.Module):
 
 
 def transform_context(context: Tensor, stack: Stack) -> tuple[Tensor, Tensor]:
-    """What `to_k` and `to_v` read instead of `context` (B, T, D), after each hypernetwork of the
-    stack in turn.
-    """
+    """What `to_k` and `to_v` read instead of `context` (B, T, D), after the whole stack."""
     context_k = context_v = context
     for net, strength in stack:
         context_k, context_v = net(context_k, context_v, strength)

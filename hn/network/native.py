@@ -30,8 +30,8 @@ def read(path: Path) -> Hypernetwork:
     if HEADER_KEY not in metadata:
         raise ModelError(
             f"{path} is a .safetensors file, but no hypernetwork of ours: its header has no "
-            f"'{HEADER_KEY}' entry. "
-            f"Its first tensors are {', '.join(sorted(tensors)[:3]) or 'none'}."
+            f"'{HEADER_KEY}' entry. Its first tensors are "
+            f"{', '.join(sorted(tensors)[:3]) or 'none'}."
         )
     try:
         config, provenance = _described(json.loads(metadata[HEADER_KEY]))

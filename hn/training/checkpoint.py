@@ -1,11 +1,9 @@
-"""Checkpoints: `checkpoints/step-00001000/` with the artifact, the resume state and a manifest of
-checksums.
+"""Checkpoints: `checkpoints/step-00001000/`, whole or absent.
 
-    <name>.safetensors, <name>.pt     the artifact: what users share
-    resume/optimizer.safetensors      what only we read: the optimizer's tensors,
-    state.json                        and everything else, as JSON
-    MANIFEST.json                     size and SHA-256 of every file; without it, or with another
-    file, it is no checkpoint
+    <name>.safetensors, <name>.pt   the artifact: what users share
+    resume/optimizer.safetensors    what only we read: the optimizer's tensors,
+    state.json                      and everything else
+    MANIFEST.json                   size and SHA-256 of every file, written last
 
 A folder is written under a temporary name, flushed, renamed and read back; only then an older one
 may go. No pickle lies on the way back, and no generator state: randomness is a function of the step
@@ -80,9 +78,7 @@ class Checkpoints:
             self.save(state)
 
     def save(self, state: TrainingState) -> Path:
-        """Save the state, unless this step is saved already. The main process writes, all wait for
-        it.
-        """
+        """Save the state, unless this step is saved; the main process writes, all wait for it."""
         path = self._folder / f"{PREFIX}{state.step:08d}"
         self._confirm()
         state.hypernetwork.describe(step=state.step)
@@ -100,9 +96,7 @@ class Checkpoints:
                 save_hypernetwork(state.hypernetwork, folder / f"{self._name}{ending}")
 
     def _rotate(self) -> None:
-        """Remove the oldest valid checkpoints beyond the limit: renamed first, so that none is ever
-        half gone.
-        """
+        """Remove the oldest valid checkpoints, renamed first so that none is ever half gone."""
         if self._limit is None:
             return
         valid = [path for path in list_checkpoints(self._folder) if fault(path) is None]
@@ -141,9 +135,7 @@ def write_checkpoint(path: Path, state: TrainingState, name: str) -> None:
 
 
 def restore(path: Path, state: TrainingState) -> None:
-    """Put the checkpoint into `state`. Raises `ModelError` if it is damaged, `OptionError` if it is
-    of another run.
-    """
+    """Load the checkpoint. Raises `ModelError` (damaged) or `OptionError` (another run)."""
     damage = fault(path)
     if damage is not None:
         raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
@@ -172,8 +164,8 @@ def find(folder: Path, which: str) -> Path:
         print(f"{path} is passed over: {damage}")
     raise ModelError(
         f"resume_from_checkpoint latest: {folder} holds no valid checkpoint ({len(checkpoints)} "
-        "damaged). "
-        "To start anew, leave resume_from_checkpoint out and choose another name or output_dir."
+        "damaged). To start anew, leave resume_from_checkpoint out and choose another name or "
+        "output_dir."
     )
 
 
@@ -183,9 +175,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: the manifest must list exactly the files,
-    with their checksums.
-    """
+    """What is wrong with a checkpoint, or None: its files must be those of the manifest."""
     try:
         expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         found = manifest(path)

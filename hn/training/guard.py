@@ -60,9 +60,9 @@ class Guard:
         reading, self._unconfirmed = self._unconfirmed, None
         if reading is not None and not math.isfinite(reading.value()):
             raise NumericsError(
-                f"step {reading.step}: the gradient is not finite; nothing of it was saved. "
-                "Resume from the last "
-                "checkpoint with a lower learning_rate, or with mixed_precision bf16 or no."
+                f"step {reading.step}: the gradient is not finite; nothing of it was saved. Resume "
+                "from the last checkpoint with a lower learning_rate, or with mixed_precision "
+                "bf16 or no."
             )
 
     def count_skipped(self, skipped: bool, step: int) -> None:
@@ -70,8 +70,8 @@ class Guard:
         self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped >= MAX_SKIPPED:
             raise NumericsError(
-                f"step {step}: float16 overflowed in {MAX_SKIPPED} steps in a row. "
-                "Use mixed_precision bf16 or no, or a lower learning_rate; the last checkpoint is "
+                f"step {step}: float16 overflowed in {MAX_SKIPPED} steps in a row. Use "
+                "mixed_precision bf16 or no, or a lower learning_rate; the last checkpoint is "
                 "intact."
             )
 

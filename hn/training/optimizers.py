@@ -15,9 +15,7 @@ from hn.errors import OptionError
 def build_optimizer(
     parameters: Iterable[Parameter], config: OptimizerConfig, rate: float
 ) -> torch.optim.Optimizer:
-    """Make the optimizer. Raises `OptionError` for an unknown class or an argument that it does not
-    take.
-    """
+    """Make the optimizer. Raises `OptionError` for an unknown class or argument."""
     cls: Any = _eight_bit_adam() if config.use_8bit_adam else find_class(config.optimizer)
     arguments = parse_arguments(config.optimizer_args)
     try:
@@ -35,8 +33,8 @@ def find_class(name: str) -> type[torch.optim.Optimizer]:
         cls = getattr(import_module(package or "torch.optim"), cls_name)
     except (ImportError, AttributeError) as error:
         raise OptionError(
-            f"optimizer '{name}' is not found ({error}). "
-            "Give a class of torch.optim, such as AdamW, or the dotted path of an installed one."
+            f"optimizer '{name}' is not found ({error}). Give a class of torch.optim, such as "
+            "AdamW, or the dotted path of an installed one."
         ) from error
     if (
         not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer))
@@ -63,9 +61,7 @@ def parse_arguments(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameter groups the rate of this step; a rate that a loaded state brought is
-    overwritten.
-    """
+    """Give all groups the rate of this step, also over one that a loaded state brought."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 

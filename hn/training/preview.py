@@ -14,9 +14,7 @@ from hn.training.reporter import Reporter
 
 
 class Preview:
-    """Draws when it is due, on the main process. What strength 0 shows never changes and is drawn
-    once.
-    """
+    """Draws when it is due, on the main process; what strength 0 shows is drawn once."""
 
     def __init__(
         self,

@@ -75,8 +75,8 @@ class Reporter:
             "peak_memory_mib": peak_memory_mib(),
         }
         self._bar.set_postfix_str(
-            f"loss {loss:.4f}, lr {rate:.2e}, {scalars['images_per_second']:.1f} images/s, "
-            f"peak {scalars['peak_memory_mib']:.0f} MiB"
+            f"loss {loss:.4f}, lr {rate:.2e}, {scalars['images_per_second']:.1f} images/s, peak "
+            f"{scalars['peak_memory_mib']:.0f} MiB"
         )
         self.scalars(scalars, state.step)
         self._csv_row(state.step, loss, rate)
@@ -141,9 +141,7 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of `metrics.jsonl`; a line that a crash cut short counts as after
-    everything.
-    """
+    """The step of a line of `metrics.jsonl`; infinite for one that a crash cut short."""
     try:
         row: Any = json.loads(line)
         return row["step"]

@@ -21,9 +21,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Stages, multiplied with a warm-up and a decay. Steps count from 0 and are absolute over
-    resumes.
-    """
+    """Stages, times warm-up and decay. Steps count from 0 and are absolute over resumes."""
 
     stages: tuple[Stage, ...]
     warmup_steps: int = 0
@@ -65,13 +63,11 @@ def parse(
     try:
         for item in filter(None, map(str.strip, text.split(","))):
             rate, *rest = item.split(":")
-            until = (
-                int(rest[0]) if len(rest) == 1 else -1
-            )  # a bare rate, and a:b:c, mean: to the end
+            # A bare rate, and a:b:c, mean: to the end.
+            until = int(rest[0]) if len(rest) == 1 else -1
             if until > start_step or until == -1:
-                stages.append(
-                    Stage(float(rate), max_steps if until == -1 else min(until, max_steps))
-                )
+                end = max_steps if until == -1 else min(until, max_steps)
+                stages.append(Stage(float(rate), end))
             if until == -1 or until > max(max_steps, start_step):
                 break  # what follows could never be reached, and is not even read
     except ValueError as error:

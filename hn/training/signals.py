@@ -54,9 +54,7 @@ class Stop:
 
 
 def _follow_launcher() -> None:
-    """Have Linux send SIGTERM when the launcher dies: `accelerate launch` does not pass the signal
-    on.
-    """
+    """Have Linux send SIGTERM when the launcher dies: accelerate does not pass signals on."""
     launched = (
         any(name.startswith("ACCELERATE_") for name in os.environ) or "LOCAL_RANK" in os.environ
     )

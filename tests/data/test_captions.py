@@ -1,6 +1,5 @@
 """Captions, templates and tags by the web UI's rules, held against what it drew itself."""
 
-import os.path
 from pathlib import Path
 from random import Random
 
@@ -10,8 +9,8 @@ from hn.data.captions import (
     MAX_BYTES,
     TEMPLATES,
     draw_prompt,
-    fill,
     filename_caption,
+    fill,
     load_template,
     parse_template,
     read_caption,
@@ -26,7 +25,7 @@ WITH_MARK = "\ufeffbom text"
 
 @pytest.mark.parametrize("case", CASES["filename_to_caption"], ids=str)
 def test_a_files_name_becomes_the_web_uis_caption(case):
-    stem = os.path.splitext(case["filename"])[0]
+    stem = Path(case["filename"]).stem
     arguments = stem, case["word_regex"], case["join_string"]
     if "raises" in case:
         with pytest.raises(TypeError):

@@ -1,0 +1,233 @@
+"""Batches as a pure function of the step, and what is in them."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from hn.config import DataConfig
+from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts
+from hn.data.cache import Contexts, Latents, encode_latents
+from hn.data.images import examples, open_picture, read_folder, to_tensor
+from hn.diffusion.base_model import BaseModel, Moments
+from hn.errors import NumericsError
+
+COUNT = 5
+CAPTIONS = [f"picture {i}, red, large" for i in range(COUNT)]
+TEMPLATE = ["[filewords]", "a [name]: [filewords]"]
+
+
+@pytest.fixture(scope="module")
+def base(model):
+    return BaseModel.load(str(model))
+
+
+def make_latents(variants=3, sampling="random", seed=0) -> Latents:
+    draw = torch.Generator().manual_seed(1)
+    shape = (COUNT, variants, 4, 2, 2)
+    moments = Moments(torch.randn(shape, generator=draw), torch.ones(shape))
+    return Latents(moments, sampling, seed)
+
+
+def make_prompts(seed=0, **settings) -> Prompts:
+    return Prompts(CAPTIONS, TEMPLATE, "cat", DataConfig(**settings), seed)
+
+
+def make_batches(base, seed=0, *, latents=None, **layout) -> Batches:
+    layout = Layout(**{"batch_size": 2, "accumulation": 1, **layout})
+    latents = latents or make_latents(seed=seed)
+    return Batches(latents, make_prompts(seed), Contexts(base), layout, seed)
+
+
+def assert_equal(batch, other):
+    assert (batch.step, batch.slots, batch.pictures, batch.prompts) == (
+        other.step,
+        other.slots,
+        other.pictures,
+        other.prompts,
+    )
+    assert torch.equal(batch.latents, other.latents)
+    assert torch.equal(batch.context, other.context)
+
+
+def drawn(batches, steps):
+    return [p for step in range(steps) for batch in batches.at(step) for p in batch.pictures]
+
+
+@pytest.mark.parametrize("layout", [{}, {"batch_size": 3, "accumulation": 4}, {"batch_size": 7}])
+def test_every_epoch_uses_every_picture_once(base, layout):
+    batches = make_batches(base, **layout)
+    stream = drawn(batches, 12)
+    epochs = [stream[i : i + COUNT] for i in range(0, len(stream) - COUNT + 1, COUNT)]
+    assert len(epochs) >= 4
+    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_another_seed_gives_another_order(base):
+    assert drawn(make_batches(base), 10) != drawn(make_batches(base, seed=1), 10)
+
+
+def test_a_step_does_not_depend_on_what_was_asked_before(base):
+    used = make_batches(base)
+    forwards = [next(used.at(step)) for step in range(8)]
+    for step in (7, 2, 5, 0):
+        assert_equal(next(used.at(step)), forwards[step])
+    assert_equal(next(make_batches(base).at(6)), forwards[6])
+
+
+def test_two_processes_draw_what_one_would_with_accumulation(base):
+    alone = make_batches(base, accumulation=2)
+    together = [make_batches(base, rank=rank, world_size=2) for rank in (0, 1)]
+    for step in range(6):
+        expected = list(alone.at(step))
+        found = [batch for process in together for batch in process.at(step)]
+        assert [batch.slots for batch in found] == [[0, 1], [2, 3]]
+        for batch, other in zip(found, expected, strict=True):
+            assert_equal(batch, other)
+
+
+def test_one_large_batch_is_dealt_out_slot_by_slot(base):
+    large = next(make_batches(base, batch_size=4).at(3))
+    small = list(make_batches(base, batch_size=1, accumulation=4).at(3))
+    assert large.pictures == [picture for batch in small for picture in batch.pictures]
+    assert torch.equal(large.latents, torch.cat([batch.latents for batch in small]))
+
+
+def test_slots_of_all_processes_and_micro_batches_are_the_global_batch():
+    layouts = [Layout(batch_size=2, accumulation=3, rank=rank, world_size=4) for rank in range(4)]
+    slots = [slot for layout in layouts for m in range(3) for slot in layout.slots(m)]
+    assert sorted(slots) == list(range(layouts[0].global_batch)) == list(range(24))
+
+
+def test_every_variant_is_drawn(base):
+    latents = make_latents(variants=3, sampling="deterministic")
+    means = latents.moments.mean
+    variants = Counter()
+    for step in range(30):
+        batch = next(make_batches(base, latents=latents).at(step))
+        for picture, latent in zip(batch.pictures, batch.latents, strict=True):
+            matches = [v for v in range(3) if torch.equal(means[picture, v], latent)]
+            variants.update(matches)
+    assert sum(variants.values()) == 60
+    assert min(variants[v] for v in range(3)) >= 8  # 20 are expected, three errors are 11
+
+
+def test_the_context_is_that_of_the_prompts(base):
+    batch = next(make_batches(base).at(0))
+    assert torch.equal(batch.context, base.encode_prompts(batch.prompts))
+
+
+def test_deterministic_latents_are_the_mean():
+    latents = make_latents(sampling="deterministic")
+    assert torch.equal(latents.sample(2, 1, 7, 0), latents.moments.mean[2, 1])
+
+
+def test_latents_sampled_once_stay_for_the_whole_run():
+    latents = make_latents(sampling="once")
+    first = latents.sample(2, 1, 0, 0)
+    assert torch.equal(latents.sample(2, 1, 99, 3), first)
+    assert not torch.equal(first, latents.moments.mean[2, 1])
+    noise = [latents.sample(p, v, 0, 0) - latents.moments.mean[p, v] for p, v in ((2, 1), (2, 0))]
+    assert not torch.allclose(*noise)
+    assert not torch.equal(make_latents(sampling="once", seed=1).sample(2, 1, 0, 0), first)
+
+
+def test_random_latents_differ_by_step_and_slot_and_have_the_right_spread():
+    latents = make_latents(sampling="random")
+    samples = torch.stack([latents.sample(2, 1, step, 0) for step in range(400)])
+    assert torch.equal(samples[5], latents.sample(2, 1, 5, 0))
+    assert not torch.equal(samples[5], latents.sample(2, 1, 5, 1))
+    torch.testing.assert_close(samples.mean(0), latents.moments.mean[2, 1], rtol=0, atol=0.25)
+    assert samples.std(0).mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_prompts_are_filled_lines_of_the_template():
+    prompts = make_prompts()
+    found = {prompts.draw(3, step, 0) for step in range(20)}
+    assert found == {CAPTIONS[3], f"a cat: {CAPTIONS[3]}"}
+
+
+def test_prompts_are_a_function_of_step_and_slot():
+    settings = {"shuffle_tags": True, "tag_dropout": 0.5}
+    first, second = make_prompts(**settings), make_prompts(**settings)
+    forwards = [first.draw(1, step, 0) for step in range(20)]
+    assert [second.draw(1, step, 0) for step in reversed(range(20))] == forwards[::-1]
+    assert len(set(forwards)) > 5
+    assert [first.draw(1, step, 1) for step in range(20)] != forwards
+
+
+@pytest.mark.parametrize(("chance", "low", "high"), [(0.0, 0, 0), (0.3, 70, 170), (1.0, 400, 400)])
+def test_caption_dropout_empties_that_share(chance, low, high):
+    prompts = make_prompts(caption_dropout=chance)
+    assert low <= [prompts.draw(0, step, 0) for step in range(400)].count("") <= high
+
+
+def test_all_prompts_are_those_that_can_be_drawn():
+    prompts = make_prompts(caption_dropout=0.5)
+    every = {prompts.draw(p, step, 0) for p in range(COUNT) for step in range(40)}
+    assert set(prompts.all()) == every
+    assert len(prompts.all()) == 2 * COUNT + 1
+
+
+@pytest.mark.parametrize("settings", [{"shuffle_tags": True}, {"tag_dropout": 0.1}])
+def test_prompts_that_are_drawn_anew_are_not_listed(settings):
+    assert make_prompts(**settings).all() is None
+
+
+def test_too_many_prompts_are_not_listed():
+    captions = [str(i) for i in range(ALL_PROMPTS_LIMIT + 1)]
+    assert Prompts(captions, ["[filewords]"], "", DataConfig(), 0).all() is None
+
+
+def encode(base, pictures, **settings):
+    dataset = read_folder(pictures, "error", setting="train_data_dir")
+    latents = encode_latents(dataset, base, DataConfig(resolution=16, **settings), seed=0)
+    first = open_picture(next(examples(dataset, "reading")))
+    return latents, first
+
+
+@pytest.mark.parametrize(
+    ("settings", "variants"),
+    [
+        ({}, 1),
+        ({"random_flip": True}, 2),
+        ({"random_crop": True, "crops_per_image": 3}, 3),
+        ({"random_crop": True, "crops_per_image": 3, "random_flip": True}, 6),
+    ],
+)
+def test_crops_and_flips_are_variants(base, pictures, settings, variants):
+    latents, first = encode(base, pictures, **settings)
+    assert latents.moments.mean.shape == (6, variants, 4, 8, 8)
+    assert latents.variants == variants
+    if not settings.get("random_crop"):
+        pixels = to_tensor(first, 16)
+        for variant, picture in enumerate([pixels, pixels.flip(-1)][:variants]):
+            expected = base.encode_images(picture[None]).mean[0]
+            torch.testing.assert_close(latents.moments.mean[0, variant], expected)
+
+
+def test_random_crops_differ_and_follow_from_the_seed(base, pictures):
+    settings = {"random_crop": True, "crops_per_image": 3}
+    first, again = (encode(base, pictures, **settings)[0].moments.mean for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first[0, 0], first[0, 1])
+
+
+def test_a_picture_whose_latents_are_not_finite_is_named(model, pictures):
+    broken = BaseModel.load(str(model))
+    with torch.no_grad():
+        broken.vae.quant_conv.bias.fill_(float("nan"))
+    with pytest.raises(NumericsError, match=r"0\.png: the autoencoder's latents are not finite"):
+        encode(broken, pictures)
+
+
+def test_each_prompt_is_encoded_once(base):
+    contexts, rows = Contexts(base), []
+    hook = base.text_encoder.register_forward_hook(lambda *call: rows.append(len(call[1][0])))
+    contexts.encode(["a", "b", "a"])
+    stacked = contexts.stack(["b", "c", "b"])
+    hook.remove()
+    assert rows == [2, 1]
+    expected = base.encode_prompts(["b", "c"])
+    torch.testing.assert_close(stacked, expected[[0, 1, 0]])

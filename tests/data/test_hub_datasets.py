@@ -1,0 +1,94 @@
+"""An HF dataset, as a folder of parquet files: by its columns."""
+
+import datasets
+import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from hn.config import DataConfig
+from hn.data.images import check_pictures, examples, load_examples, open_picture
+from hn.errors import DataError
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """Writes a folder with one parquet file; gives the folder."""
+
+    def write(captions, *, image="picture", caption="words"):
+        rows = {
+            image: [Image.new("RGB", (8, 8), colour) for colour in COLOURS],
+            caption: captions,
+            "size": [1, 2, 3],
+        }
+        features = {image: ImageFeature(), caption: Value("string"), "size": Value("int64")}
+        folder = tmp_path / "set"
+        folder.mkdir()
+        dataset = Dataset.from_dict(rows, features=Features(features))
+        dataset.to_parquet(str(folder / "train.parquet"))
+        return str(folder)
+
+    return write
+
+
+def config(folder, **changes) -> DataConfig:
+    columns = {"image_column": "picture", "caption_column": "words"}
+    return DataConfig(dataset_name=folder, **{**columns, **changes})
+
+
+def test_rows_become_examples(parquet):
+    dataset = load_examples(config(parquet(["red", "green", "blue"])))
+    assert dataset.column_names == ["image", "caption", "name"]
+    found = list(examples(dataset, "reading"))
+    assert [(e.name, e.caption) for e in found] == [
+        ("row 0", "red"),
+        ("row 1", "green"),
+        ("row 2", "blue"),
+    ]
+    assert [open_picture(e).getpixel((0, 0)) for e in found] == COLOURS
+    check_pictures(dataset, 8)
+
+
+@pytest.mark.parametrize("setting", ["image_column", "caption_column"])
+def test_a_wrong_column_is_refused_with_those_there_are(parquet, setting):
+    folder = parquet(["red", "green", "blue"])
+    with pytest.raises(DataError, match=rf"{setting} 'wrong'.*'picture', 'words', 'size'"):
+        load_examples(config(folder, **{setting: "wrong"}))
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_a_row_without_caption_is_refused_or_empty(parquet, empty):
+    folder = parquet(["red", empty, "blue"])
+    with pytest.raises(DataError, match=r"1 rows.*the first is row 1.*missing_caption to empty"):
+        load_examples(config(folder))
+    dataset = load_examples(config(folder, missing_caption="empty"))
+    assert dataset["caption"][:] == ["red", "", "blue"]
+
+
+def test_what_is_no_dataset_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"dataset_name '.*empty' cannot be loaded"):
+        load_examples(config(str(tmp_path / "empty")))
+
+
+def test_a_wrong_split_is_refused(parquet):
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_examples(config(parquet(["red", "green", "blue"]), dataset_split="tset"))
+
+
+def test_a_column_of_numbers_is_no_column_of_pictures(parquet):
+    with pytest.raises(DataError, match=r"image_column 'size' of .* does not hold pictures"):
+        load_examples(config(parquet(["red", "green", "blue"]), image_column="size"))
+
+
+def test_a_column_of_pictures_is_no_column_of_captions(parquet):
+    folder = parquet(["red", "green", "blue"])
+    with pytest.raises(DataError, match=r"caption_column 'picture' of .* does not hold texts"):
+        load_examples(config(folder, image_column="words", caption_column="picture"))
