@@ -155,7 +155,7 @@ class HypernetworkAttention:
         context_k: Tensor | None = None,
         context_v: Tensor | None = None,
     ) -> Tensor:
-        """Attention of `hidden_states` (B, N, C) to the context (B, T, D), if any, or themselves."""
+        """Attention of `hidden_states` (B, N, C) to a context (B, T, D), or to themselves."""
         if encoder_hidden_states is None:
             context_k, context_v = transform_context(hidden_states, self.stack)
         elif context_k is None or context_v is None:

@@ -90,8 +90,8 @@ class BaseModel:
                 str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             )
             raise ModelError(
-                f"pretrained_model_name_or_path '{name}' cannot be loaded: {reason} "
-                "It must be a diffusers folder or hub id of a Stable Diffusion 1 or 2."
+                f"pretrained_model_name_or_path '{name}' cannot be loaded: {reason} It must be a "
+                "diffusers folder or hub id of a Stable Diffusion 1 or 2."
             ) from error
         base = cls(
             name=name,
@@ -199,8 +199,8 @@ def check_layout(name: str) -> None:
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         raise ModelError(
-            f"pretrained_model_name_or_path '{name}' has no folder {', '.join(missing)}; "
-            f"a diffusers model has {', '.join(PARTS)}"
+            f"pretrained_model_name_or_path '{name}' has no folder {', '.join(missing)}; a "
+            f"diffusers model has {', '.join(PARTS)}"
         )
     config = folder / "unet" / "config.json"
     try:
