@@ -35,6 +35,8 @@ from hn.demo.text import (
     train_text_encoder,
 )
 
+BATCH = 64
+
 
 def build(
     output: Path, work: Path, *, seed: int, vae_steps: int, unet_steps: int, pictures: int
@@ -118,13 +120,7 @@ def make_unet() -> Any:
 
 
 def train_unet(
-    latents: Tensor,
-    contexts: Tensor,
-    owner: Tensor,
-    file: Path,
-    seed: int,
-    steps: int,
-    batch: int = 64,
+    latents: Tensor, contexts: Tensor, owner: Tensor, file: Path, seed: int, steps: int
 ) -> UNet2DConditionModel:
     """Denoising with v-prediction; returns the moving average of the weights."""
     torch.manual_seed(seed + 4)
@@ -133,51 +129,53 @@ def train_unet(
     unet.set_attn_processor(AttnProcessor())
     average = copy.deepcopy(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=0.01)
-    first = 0
-    if file.exists():
-        saved = torch.load(file, weights_only=True)
-        unet.load_state_dict(saved["unet"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-    scheduler: Any = make_scheduler()
+    parts = {"unet": unet, "average": average, "optimizer": optimizer}
+    first = _load_stage(file, parts)
     generator = torch.Generator().manual_seed(seed + 5 + first)
-    started, total = time.monotonic(), 0.0
+    started, losses = time.monotonic(), []
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * cosine(step, steps)
-        rows = torch.randint(len(latents), (batch,), generator=generator)
-        texts = owner[rows, torch.randint(2, (batch,), generator=generator)]
-        texts[torch.rand(batch, generator=generator) < EMPTY_CAPTIONS] = 0
-        t = torch.randint(1000, (batch,), generator=generator)
-        noise = torch.randn(batch, *latents.shape[1:], generator=generator)
-        noisy = scheduler.add_noise(latents[rows], noise, t)
-        target = scheduler.get_velocity(latents[rows], noise, t)
+        noisy, timesteps, context, target = _problem(latents, contexts, owner, generator)
         with torch.autocast("cpu", torch.bfloat16):
-            sample = noisy.contiguous(memory_format=torch.channels_last)
-            predicted = unet(sample, t, contexts[texts]).sample
-        error = (predicted.float() - target).square().mean((1, 2, 3))
+            predicted = unet(noisy, timesteps, context).sample
         # Unweighted: min-SNR would take the weight from where obedience is decided.
-        loss = error.mean()
+        loss = (predicted.float() - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         follow(average, unet, step)
-        total += loss.item()
-        if (step + 1) % 250 == 0 or step == steps - 1:
-            seconds = time.monotonic() - started
-            print(
-                f"unet: step {step + 1}, loss {total / ((step - first) % 250 + 1):.5f}, "
-                f"{seconds:.0f} s",
-                flush=True,
-            )
-            total = 0.0
+        losses.append(loss.item())
+        if (step + 1) % 250 == 0:
+            mean, seconds = sum(losses[-250:]) / len(losses[-250:]), time.monotonic() - started
+            print(f"unet: step {step + 1}, loss {mean:.5f}, {seconds:.0f} s", flush=True)
         if (step + 1) % 1000 == 0 or step == steps - 1:
-            states = {
-                "unet": unet.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
+            states = {name: part.state_dict() for name, part in parts.items()}
             torch.save({**states, "step": step + 1}, file)
     return average.eval()
+
+
+def _problem(
+    latents: Tensor, contexts: Tensor, owner: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy latents (B, 4, 16, 16), timesteps (B,), context (B, TOKENS, D), target velocity."""
+    scheduler: Any = make_scheduler()
+    rows = torch.randint(len(latents), (BATCH,), generator=generator)
+    texts = owner[rows, torch.randint(2, (BATCH,), generator=generator)]
+    texts[torch.rand(BATCH, generator=generator) < EMPTY_CAPTIONS] = 0
+    timesteps = torch.randint(1000, (BATCH,), generator=generator)
+    noise = torch.randn(BATCH, *latents.shape[1:], generator=generator)
+    noisy = scheduler.add_noise(latents[rows], noise, timesteps)
+    target = scheduler.get_velocity(latents[rows], noise, timesteps)
+    return noisy.contiguous(memory_format=torch.channels_last), timesteps, contexts[texts], target
+
+
+def _load_stage(file: Path, parts: dict[str, Any]) -> int:
+    """Put back what an interrupted build saved; returns the step to go on from."""
+    if not file.exists():
+        return 0
+    saved = torch.load(file, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return saved["step"]

@@ -98,6 +98,8 @@ def test_slots_of_all_processes_and_micro_batches_are_the_global_batch():
     layouts = [Layout(batch_size=2, accumulation=3, rank=rank, world_size=4) for rank in range(4)]
     slots = [slot for layout in layouts for m in range(3) for slot in layout.slots(m)]
     assert sorted(slots) == list(range(layouts[0].global_batch)) == list(range(24))
+    # the processes share each micro-batch, so that its slots are the same for every world size
+    assert layouts[1].slots(2) == [18, 19]
 
 
 def test_every_variant_is_drawn(base):

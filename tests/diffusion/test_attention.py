@@ -185,11 +185,11 @@ def cross_layers(unet):
 
 
 def test_gradient_checkpointing_computes_again_and_changes_nothing(unet):
-    calls = calls_of(cross_layers(unet)[0].to_k)
+    calls = [calls_of(layer.to_k) for layer in cross_layers(unet)]
     plain = gradients(unet, make_net())
-    assert len(calls) == 1
+    assert {len(layer) for layer in calls} == {1}
     checkpointed = gradients(unet, make_net(), gradient_checkpointing=True)
-    assert len(calls) == 1 + 2
+    assert {len(layer) for layer in calls} == {1 + 2}
     assert checkpointed[1] == plain[1]
     assert_same_gradients(checkpointed[2], plain[2])
 
@@ -211,7 +211,7 @@ def test_what_draws_at_random_is_drawn_in_every_layer(unet, changes):
 
 def test_only_the_hypernetwork_is_trained(unet):
     net = make_net()
-    denoiser = Denoiser(unet, net)
+    denoiser = Denoiser(unet.requires_grad_(True), net)
     noisy, timesteps, context = make_inputs()
     denoiser(noisy, timesteps, Condition(context)).square().sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in unet.parameters())

@@ -50,6 +50,10 @@ def test_every_step_has_the_web_uis_rate_and_the_same_one_is_the_last(key):
     assert schedule.end == VALID[key]["finished_at_step"]
 
 
+def test_the_latest_stage_is_the_end():
+    assert Schedule(parse("0.1:8, 0.01:4", 20)).end == 8
+
+
 def test_where_a_stage_ends_at_the_last_step_we_stop_there():
     schedule = Schedule(parse("0.001:5,0.0001:10", 5))
     assert VALID["0.001:5,0.0001:10", 5, 0]["finished_at_step"] == 6
