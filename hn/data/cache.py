@@ -89,9 +89,9 @@ class Contexts:
             starts, desc="encoding prompts", unit="batch", leave=False, disable=len(starts) < 4
         ):
             chunk = new[start : start + 4 * ENCODED_AT_ONCE]
-            self._known |= zip(chunk, self._base.encode_prompts(chunk), strict=True)
+            self._known |= zip(chunk, self._base.encode_prompts(chunk).cpu(), strict=True)
 
     def stack(self, prompts: list[str]) -> Tensor:
-        """Contexts (B, T, D) of the prompts."""
+        """Contexts (B, T, D) of the prompts, on the CPU."""
         self.encode(prompts)
         return torch.stack([self._known[prompt] for prompt in prompts])

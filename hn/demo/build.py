@@ -132,11 +132,11 @@ def train_unet(
     parts = {"unet": unet, "average": average, "optimizer": optimizer}
     first = _load_stage(file, parts)
     generator = torch.Generator().manual_seed(seed + 5 + first)
-    started, losses = time.monotonic(), []
+    scheduler, started, losses = make_scheduler(), time.monotonic(), []
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * cosine(step, steps)
-        noisy, timesteps, context, target = _problem(latents, contexts, owner, generator)
+        noisy, timesteps, context, target = _problem(scheduler, latents, contexts, owner, generator)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = unet(noisy, timesteps, context).sample
         # Unweighted: min-SNR would take the weight from where obedience is decided.
@@ -157,10 +157,9 @@ def train_unet(
 
 
 def _problem(
-    latents: Tensor, contexts: Tensor, owner: Tensor, generator: torch.Generator
+    scheduler: Any, latents: Tensor, contexts: Tensor, owner: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noisy latents (B, 4, 16, 16), timesteps (B,), context (B, TOKENS, D), target velocity."""
-    scheduler: Any = make_scheduler()
     rows = torch.randint(len(latents), (BATCH,), generator=generator)
     texts = owner[rows, torch.randint(2, (BATCH,), generator=generator)]
     texts[torch.rand(BATCH, generator=generator) < EMPTY_CAPTIONS] = 0

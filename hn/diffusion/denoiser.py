@@ -64,6 +64,6 @@ class Denoiser(nn.Module):
         return self.unet(
             noisy.to(dtype),
             timesteps,
-            encoder_hidden_states=condition.context.to(dtype),
+            encoder_hidden_states=condition.context.to(noisy.device, dtype),
             return_dict=False,
         )[0]

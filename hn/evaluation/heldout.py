@@ -119,7 +119,7 @@ class Heldout:
                 )
                 noisy = objective.add_noise(latents, noise, timesteps, alphas)
                 target = objective.target(latents, noise, timesteps, alphas, prediction_type)
-                condition = Condition(self._contexts[rows].to(device))
+                condition = Condition(self._contexts[rows])
                 prediction = self._denoiser(noisy.to(device), timesteps.to(device), condition)
                 losses.append(objective.loss_per_sample(prediction.cpu(), target))
         return torch.cat(losses)

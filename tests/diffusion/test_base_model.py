@@ -1,0 +1,129 @@
+"""Loading base models, from a folder and from a hub, and what they encode."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from hn.diffusion.base_model import BaseModel
+from hn.errors import ModelError
+from tests import tiny
+
+PROMPTS = ["a large red circle on a blue background", ""]
+
+
+@pytest.fixture(scope="module")
+def base(model):
+    return BaseModel.load(str(model))
+
+
+def test_it_knows_its_widths_and_prediction(base, tmp_path):
+    assert base.dims == tiny.DIMS
+    assert base.prediction == "epsilon"
+    v_model = tiny.make_model(tmp_path / "v", prediction_type="v_prediction")
+    assert BaseModel.load(str(v_model)).prediction == "v_prediction"
+
+
+def test_prompts_are_encoded_as_diffusers_does(base, model):
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    for prompt in PROMPTS:
+        expected, _ = pipeline.encode_prompt(prompt, torch.device("cpu"), 1, False)
+        assert torch.equal(base.encode_prompts([prompt]), expected)
+
+
+def test_pictures_come_back_through_the_autoencoder(base):
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    moments = base.encode_images(pixels)
+    expected = base.vae.encode(pixels).latent_dist
+    assert moments.mean.shape == (2, 4, 8, 8)
+    assert torch.equal(moments.mean, expected.mean * base.scaling_factor)
+    assert torch.equal(moments.std, expected.std * base.scaling_factor)
+    pictures = base.decode(moments.mean)
+    assert [picture.size for picture in pictures] == [(16, 16)] * 2
+
+
+def test_what_was_freed_says_so(model):
+    base = BaseModel.load(str(model))
+    base.free_vae()
+    base.free_text_encoder()
+    with pytest.raises(ModelError, match="autoencoder was freed"):
+        base.encode_images(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ModelError, match="text encoder was freed"):
+        base.encode_prompts(["x"])
+
+
+def test_long_prompts_are_counted(base):
+    assert base.excess_tokens("red") == 0
+    assert base.excess_tokens("red " * 40) == 40 + 2 - 32
+
+
+def test_another_prediction_is_refused(tmp_path):
+    model = tiny.make_model(tmp_path / "sample", prediction_type="sample")
+    with pytest.raises(ModelError, match="prediction_type is 'sample'"):
+        BaseModel.load(str(model))
+
+
+def _serve(folder):
+    """A hub of one model: files by revision and path, checksums as entity tags."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self._answer(body=False)
+
+        def do_GET(self):
+            self._answer(body=True)
+
+        def log_message(self, format, *args):
+            pass
+
+        def _answer(self, *, body):
+            asked = re.fullmatch(r"/someone/tiny/resolve/(main|0{40})/([^?]*)", self.path)
+            file = folder / asked[2] if asked else folder
+            if not file.is_file():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            content = file.read_bytes()
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_a_hub_id_is_loaded_from_a_hub(model, tmp_path):
+    """In a process of its own, since the hub's address is read when the library is imported."""
+    server = _serve(model)
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from hn.diffusion.base_model import BaseModel\n"
+        "print('dims', BaseModel.load('someone/tiny').dims)"
+    )
+    environment = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    server.shutdown()
+    server.server_close()
+    assert f"dims {tiny.DIMS}" in result.stdout, result.stderr
