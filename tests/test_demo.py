@@ -25,11 +25,11 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory):
-    """The README's command, shortened: half the steps, one preview."""
+    """The README's command, shortened: half the steps, no preview on the way."""
     folder = tmp_path_factory.mktemp("demo")
     flags = ["--config", "demo", "--output_dir", str(folder), "--validation_steps", "0"]
     result = runs.run(
-        runs.PYTHON, [*flags, "--max_train_steps", "200", "--checkpointing_steps", "0"]
+        runs.PYTHON, [*flags, "--max_train_steps", "150", "--checkpointing_steps", "0"]
     )
     assert result.returncode == 0, result.stderr
     return folder / "demo"
@@ -88,7 +88,7 @@ def test_the_pictures_are_the_same_every_time(tmp_path):
 
 def test_the_held_out_loss_falls_clearly_below_the_base_models(demo_run):
     last = [row for row in runs.metrics(demo_run) if "heldout_loss" in row][-1]
-    assert last["heldout_gain"] > 0.2
+    assert last["heldout_gain"] > 0.5
     difference = last["heldout_base_loss"] - last["heldout_loss"]
     assert difference > 5 * last["heldout_difference_error"]
 

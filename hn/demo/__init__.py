@@ -14,7 +14,7 @@ NAME = "demo"
 MODEL = Path(__file__).parent / "model"
 TRAINED_SHAPES = ("circle", "square", "triangle", "cross")
 HELD_OUT_SHAPES = ("star", "heart")
-PICTURES = 48
+PICTURES = 80
 HELD_OUT_PICTURES = 16
 
 

@@ -11,6 +11,7 @@ Three stages, each kept in a work folder, so that an interrupted build goes on:
 """
 
 import copy
+import json
 import time
 from pathlib import Path
 from random import Random
@@ -60,6 +61,10 @@ def build(
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(output, safe_serialization=True)
+    # Stored small, computed in float32: diffusers' default, but not that of transformers.
+    description = output / "text_encoder" / "config.json"
+    content = json.loads(description.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    description.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def make_scheduler() -> DDIMScheduler:
