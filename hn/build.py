@@ -200,8 +200,8 @@ def build_batches(
         training.seed,
     )
     latents = encode_latents(dataset, base, data, training.seed)
-    report_cut_prompts(base, prompts.all() or list(dataset["caption"]), accelerator)
     every_prompt = prompts.all()
+    report_cut_prompts(base, every_prompt or list(dataset["caption"]), accelerator)
     if every_prompt is not None:
         contexts.encode(every_prompt)
         base.free_text_encoder()

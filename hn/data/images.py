@@ -30,6 +30,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 100_000_000  # refused from the header alone; a 10,000 x 10,000 picture passes
 SHOWN_FAULTS = 20
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,7 @@ def check_pictures(dataset: Dataset, resolution: int) -> str:
             )
         )
     if enlarged:
-        print(
-            f"{len(enlarged)} pictures are smaller than resolution {resolution} and are enlarged: "
-
-              + ", ".join(enlarged[:5]) + (", ..." if len(enlarged) > 5 else ""))  # fmt: skip
+        print(f"enlarged, since smaller than resolution {resolution}: {_some(enlarged)}")
     return digest.hexdigest()
 
 
@@ -242,11 +240,13 @@ def _report_unused(files: list[Path], pictures: list[Path]) -> None:
     used = {*pictures, *(path.with_suffix(".txt") for path in pictures)}
     unused = [path.name + "/" * path.is_dir() for path in files if path not in used]
     if unused:
-        print(
-            f"not used: {len(unused)} entries of {files[0].parent}: "
-            f"{', '.join(map(repr, unused[:5]))}"
+        print(f"not used, of {files[0].parent}: {_some(unused)}")
 
-              + (", ..." if len(unused) > 5 else ""))  # fmt: skip
+
+def _some(names: list[str]) -> str:
+    """How many, and the first few by name; a strange name is shown escaped."""
+    more = ", ..." if len(names) > NAMED else ""
+    return f"{len(names)} ({', '.join(map(repr, names[:NAMED]))}{more})"
 
 
 def _shared_captions(pictures: list[Path]) -> list[str]:

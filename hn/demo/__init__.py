@@ -1,9 +1,8 @@
-"""The embedded default: a tiny Stable Diffusion, trained by us, and pictures in a style it does not
-know.
+"""The embedded default: a tiny Stable Diffusion, trained by us, and pictures in another style.
 
 The base model (`hn/demo/model`) draws one coloured shape on a coloured ground. The style set shows
 four of its six shapes as neon signs; stars and hearts are held out, so what they look like
-afterwards was learnt and not remembered.
+afterwards was learnt, not remembered.
 """
 
 from pathlib import Path

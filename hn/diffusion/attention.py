@@ -33,6 +33,7 @@ from hn.network.module import Hypernetwork, Stack, transform_context
 
 Kernel = Literal["sdpa", "xformers"]
 _Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+_UNKNOWN_EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
 _REPLACEABLE = (AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor)
 
 
@@ -74,6 +75,7 @@ class Attachment:
         self._unet = unet
         self._before = dict(unet.attn_processors)
         _check_processors(self._before)
+        _check_layers(_attention_layers(unet))
         _check_dims(self.stack, context_dims(unet))
         attend = _xformers() if kernel == "xformers" else _sdpa
         processors: dict[str, Any] = {
@@ -232,6 +234,17 @@ def _check_processors(processors: dict[str, Any]) -> None:
                 f"the attention layer {name} has a processor of its own "
                 f"({type(processor).__name__}); unload what installed it (an IP-Adapter, say) "
                 "before attaching hypernetworks"
+            )
+
+
+def _check_layers(layers: dict[str, Any]) -> None:
+    """Refuse attention that normalises or extends its context on its own, unlike SD 1, 2 and XL."""
+    for name, layer in layers.items():
+        extras = [extra for extra in _UNKNOWN_EXTRAS if getattr(layer, extra, None) is not None]
+        if extras or layer.residual_connection:
+            raise ModelError(
+                f"the attention layer {name} has extras ({', '.join(extras) or 'residual'}) of "
+                "another kind of model; hypernetworks are for Stable Diffusion 1 and 2"
             )
 
 

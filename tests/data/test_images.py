@@ -200,8 +200,8 @@ def test_what_is_not_used_is_said(tmp_path, capsys):
     (folder / "more").mkdir()
     read_folder(folder, "error", setting="train_data_dir")
     said = capsys.readouterr().out
-    assert said.startswith("not used: 3 entries")
-    assert said.rstrip().endswith("'b.txt', 'c.gif', 'more/'")
+    assert said.startswith("not used, of ")
+    assert said.rstrip().endswith("3 ('b.txt', 'c.gif', 'more/')")
 
 
 def test_small_pictures_are_said(tmp_path, capsys):
@@ -209,9 +209,7 @@ def test_small_pictures_are_said(tmp_path, capsys):
     check_pictures(dataset, 4)
     assert not capsys.readouterr().out
     check_pictures(dataset, 5)
-    assert "1 pictures are smaller than resolution 5 and are enlarged: a.png" in (
-        capsys.readouterr().out
-    )
+    assert "enlarged, since smaller than resolution 5: 1 ('a.png')" in (capsys.readouterr().out)
 
 
 def test_a_folder_without_pictures_and_no_folder_are_refused(tmp_path):

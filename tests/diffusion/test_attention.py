@@ -295,3 +295,10 @@ def test_a_unet_that_asks_for_upcasting_gets_it():
     assert outputs[0].dtype == outputs[1].dtype == torch.bfloat16
     assert not torch.equal(*outputs)
     torch.testing.assert_close(*outputs, rtol=0.1, atol=0.1)
+
+
+def test_attention_of_another_kind_is_refused():
+    unet = make_unet()
+    unet.mid_block.attentions[0].transformer_blocks[0].attn2.norm_cross = nn.LayerNorm(CONTEXT_DIM)
+    with pytest.raises(ModelError, match="another kind"):
+        hn.attach(unet, [(Hypernetwork.create((16,), seed=0), 1.0)])
