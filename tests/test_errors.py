@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+import hn
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -92,6 +93,17 @@ def test_dims_that_the_unet_does_not_have(model, pictures, tmp_path, capsys):
 )
 def test_a_setting_that_cannot_work(model, pictures, tmp_path, capsys, changes, code, words):
     _ends(capsys, runs.settings(model, pictures, tmp_path, **changes), code, *words)
+
+
+def test_a_hypernetwork_that_is_trained_far_enough(model, pictures, tmp_path, capsys):
+    """Steps are absolute, as in the web UI."""
+    net = hn.Hypernetwork.create((24,), seed=0)
+    net.describe(step=6)
+    hn.save(net, tmp_path / "old.pt")
+    flags = runs.settings(model, pictures, tmp_path, initial_hypernetwork=tmp_path / "old.pt")
+    _ends(capsys, flags, 2, "max_train_steps is 6", "is at step 6 already")
+    assert runs.train_here([*flags[:-2], "--max_train_steps", "8", *flags[-2:]]) == 0
+    assert [row["step"] for row in runs.metrics(tmp_path / "run")] == [7, 8]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(model, pictures, tmp_path, capsys):

@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hn
 from hn.network import files
-from tests import runs
+from tests import runs, tiny
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,35 @@ def test_it_learns_with(model, pictures, tmp_path, changes):
     assert runs.train_here(flags) == 0
     last = [row for row in runs.metrics(tmp_path / "run") if "heldout_loss" in row][-1]
     assert last["heldout_gain"] > 3 * last["heldout_difference_error"] / last["heldout_base_loss"]
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_v_prediction_model_learns(pictures, tmp_path):
+    """As Stable Diffusion 2 says of itself in its scheduler's configuration."""
+    model = tiny.make_model(tmp_path / "model", prediction_type="v_prediction")
+    changes = {"max_train_steps": 30, "learning_rate": "1e-2", "snr_gamma": 5}
+    flags = runs.settings(model, pictures, tmp_path, validation_data_dir=pictures, **changes)
+    assert runs.train_here(flags) == 0
+    last = [row for row in runs.metrics(tmp_path / "run") if "heldout_loss" in row][-1]
+    assert last["heldout_gain"] > 0.02
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_an_hf_dataset_trains_as_the_folder_does(model, pictures, tmp_path):
+    """The same pictures and captions from parquet give the same bits."""
+    files = sorted(pictures.glob("*.png"))
+    rows = {
+        "picture": [{"bytes": file.read_bytes(), "path": None} for file in files],
+        "words": [file.with_suffix(".txt").read_text() for file in files],
+    }
+    features = Features({"picture": ImageFeature(), "words": Value("string")})
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data/train.parquet")
+    columns = {"image_column": "picture", "caption_column": "words"}
+    hub = {"train_data_dir": None, "dataset_name": tmp_path / "data", **columns}
+    for folder, changes in (("folder", {}), ("hub", hub)):
+        assert runs.train_here(runs.settings(model, pictures, tmp_path / folder, **changes)) == 0
+    assert runs.same_tensors(tmp_path / "folder/run/run.pt", tmp_path / "hub/run/run.pt")
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
