@@ -145,7 +145,8 @@ def build_hypernetwork(config: Config, base: BaseModel) -> Hypernetwork:
     if hypernetwork.provenance.step >= config.training.max_train_steps:
         raise OptionError(
             f"max_train_steps is {config.training.max_train_steps}, but "
-            f"{network.initial_hypernetwork} is at step {hypernetwork.provenance.step} already; steps are counted over all runs"
+            f"{network.initial_hypernetwork} is at step {hypernetwork.provenance.step} already; "
+            "steps are counted over all runs"
         )
     hypernetwork.describe(name=network.name, sd_checkpoint_name=Path(base.name).name)
     return hypernetwork
