@@ -150,9 +150,7 @@ def as_user_error(error: Exception) -> Exception:
 
 
 def report_failure(error: Exception, status: Status) -> int:
-    """Print the message, or for a bug the traceback, and write `status.json`. Returns the exit
-    code.
-    """
+    """Print the message (of a bug, the traceback), write `status.json`, return the exit code."""
     code = error.exit_code if isinstance(error, UserError) else BUG
     if code == BUG:
         traceback.print_exception(error)

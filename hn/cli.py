@@ -49,9 +49,7 @@ def parse_or_exit() -> Config:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries from warning, as they are imported, of what does not concern us; errors
-    stay.
-    """
+    """Keep libraries from warning, at their import, of what does not concern us; errors stay."""
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -67,8 +67,7 @@ def draw_prompt(
     shuffle_tags: bool = False,
     tag_dropout: float = 0.0,
 ) -> str:
-    """Draw a line of the template and fill it: `[filewords]` with the caption's tags, `[name]` with
-    the name.
+    """Draw a line of the template; fill `[filewords]` with the caption's tags, `[name]` in.
 
     Random numbers are drawn in the web UI's order: the line, one number for each tag, the shuffle.
     """

@@ -88,8 +88,9 @@ def read_folder(folder: Path, missing_caption: str, *, setting: str) -> Dataset:
 
 def examples(dataset: Dataset, description: str) -> Iterator[Example]:
     """Go through the dataset with a progress bar."""
-    for row in tqdm(dataset, desc=description, unit="picture", leave=False):
-        yield Example(row["name"], row["image"], row["caption"])  # type: ignore[index]
+    rows: Any = tqdm(dataset, desc=description, unit="picture", leave=False)
+    for row in rows:
+        yield Example(row["name"], row["image"], row["caption"])
 
 
 def check_pictures(dataset: Dataset, resolution: int) -> str:
@@ -122,8 +123,7 @@ def check_pictures(dataset: Dataset, resolution: int) -> str:
 
 
 def open_picture(example: Example) -> Image.Image:
-    """Decode a picture to RGB: turned as its EXIF data say, transparency laid on white, 16 bits
-    reduced to 8.
+    """Decode a picture to 8-bit RGB, turned as its EXIF data say, transparency laid on white.
 
     Raises `DataError` naming it.
     """
@@ -230,7 +230,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         ).convert("RGB")
     if picture.has_transparency_data:
         pixels = picture.convert("RGBA")
-        if pixels.getextrema()[3][1] == 0:  # type: ignore[index]
+        if not pixels.getchannel("A").getbbox():
             raise ValueError("it is fully transparent")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
     return picture.convert("RGB")

@@ -20,6 +20,16 @@ CONTEXT_DIM = (
 )
 EMPTY_CAPTIONS = 0.1  # for classifier-free guidance
 VARIANTS = 0.15  # chance of an outline, and of night
+# What a caption may name: shape, colour, ground, size, place, and two variants.
+QUESTIONS: list[list[str]] = [
+    list(SHAPES),
+    list(PALETTE),
+    list(PALETTE),
+    list(SIZES),
+    list(PLACES),
+    ["outlined"],
+    ["night"],
+]
 
 
 def make_tokenizer(folder: Path, seed: int) -> CLIPTokenizer:
@@ -68,6 +78,35 @@ def train_text_encoder(
 ) -> CLIPTextModel:
     """A two-layer CLIP text model, taught to say from its last states what the caption names."""
     torch.manual_seed(seed)
+    encoder = _make_text_encoder(tokenizer)
+    if file.exists():
+        encoder.load_state_dict(torch.load(file, weights_only=True))
+        return encoder.eval()
+    heads = nn.ModuleList(nn.Linear(CONTEXT_DIM, len(answers) + 1) for answers in QUESTIONS)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=1e-3)
+    rng = Random(seed + 1)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1e-3 * cosine(step, steps)
+        scenes, words = _captioned(rng, 128)
+        # The end mark and its repetitions: they have seen the whole caption.
+        states = encoder(tokenize(tokenizer, words)).last_hidden_state[:, -12:]
+        answers = torch.tensor(
+            [_answers(scene, text) for scene, text in zip(scenes, words, strict=True)]
+        )
+        losses = [
+            F.cross_entropy(head(states).mean(1), answers[:, k]) for k, head in enumerate(heads)
+        ]
+        loss = torch.stack(losses).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 250 == 0 or step == steps - 1:
+            print(f"text encoder: step {step}, loss {loss.item():.4f}", flush=True)
+    torch.save(encoder.state_dict(), file)
+    return encoder.eval()
+
+
+def _make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     marks: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -83,42 +122,7 @@ def train_text_encoder(
         projection_dim=CONTEXT_DIM,
         **marks,
     )
-    encoder = CLIPTextModel(config)
-    if file.exists():
-        encoder.load_state_dict(torch.load(file, weights_only=True))
-        return encoder.eval()
-    questions = [
-        list(SHAPES),
-        list(PALETTE),
-        list(PALETTE),
-        list(SIZES),
-        list(PLACES),
-        ["outlined"],
-        ["night"],
-    ]
-    heads = nn.ModuleList(nn.Linear(CONTEXT_DIM, len(answers) + 1) for answers in questions)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=1e-3)
-    rng = Random(seed + 1)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 1e-3 * cosine(step, steps)
-        scenes, words = _captioned(rng, 128)
-        states = encoder(tokenize(tokenizer, words)).last_hidden_state[
-            :, -12:
-        ]  # the end mark and its repetitions
-        answers = torch.tensor(
-            [_answers(scene, text) for scene, text in zip(scenes, words, strict=True)]
-        )
-        losses = [
-            F.cross_entropy(head(states).mean(1), answers[:, k]) for k, head in enumerate(heads)
-        ]
-        loss = torch.stack(losses).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 250 == 0 or step == steps - 1:
-            print(f"text encoder: step {step}, loss {loss.item():.4f}", flush=True)
-    torch.save(encoder.state_dict(), file)
-    return encoder.eval()
+    return CLIPTextModel(config)
 
 
 def _captioned(rng: Random, count: int) -> tuple[list[Scene], list[str]]:

@@ -44,8 +44,7 @@ def attach(
     kernel: Kernel = "sdpa",
     transform_once: bool = True,
 ) -> "Attachment":
-    """Make `unet` read its contexts through the `stack` until the result is detached, or left as a
-    context manager.
+    """Make `unet` read through the `stack` until the result is detached, or left by `with`.
 
     A layer whose width no hypernetwork has keeps its context, as in the web UI; a width that no
     layer has is warned about. `transform_once=False` transforms the text in every layer, for

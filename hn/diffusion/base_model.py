@@ -65,8 +65,7 @@ class BaseModel:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Load from a folder or hub id. UNet and text encoder take `dtype`; the autoencoder stays
-        float32.
+        """Load from a folder or hub id, in `dtype`; the autoencoder stays in float32.
 
         Raises `ModelError` naming what is missing, before anything large is read.
         """

@@ -76,8 +76,7 @@ def loss_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
 def min_snr_weights(
     timesteps: Tensor, alphas_cumprod: Tensor, prediction: Prediction, gamma: float | None
 ) -> Tensor:
-    """Weights (B,) that stop easy timesteps from dominating (https://arxiv.org/abs/2303.09556);
-    ones without a gamma.
+    """Min-SNR weights (B,), https://arxiv.org/abs/2303.09556; ones without a `gamma`.
 
     The paper weights the error of the clean latents with min(SNR, gamma). An error of epsilon is
     SNR times that one, an error of the velocity SNR + 1 times, hence the two divisors.

@@ -29,8 +29,7 @@ def load(path: str | PathLike[str]) -> Hypernetwork:
 
 
 def save(net: Hypernetwork, path: str | PathLike[str]) -> None:
-    """Write a `.pt` (for A1111 and ComfyUI) or `.safetensors` file; the stored name becomes the
-    file's stem.
+    """Write a `.pt` (A1111, ComfyUI) or `.safetensors` file; its stored name is the stem.
 
     Raises `ModelError` for another ending, `StorageError` if the disk refuses; an old file is
     intact then.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -245,9 +245,9 @@ class Hypernetwork(nn.Module):
         random = (nn.Dropout, nn.RReLU)
         return self.training and any(isinstance(module, random) for module in self.modules())
 
-    def describe(self, **changes: str | int | None) -> None:
+    def describe(self, **changes: Any) -> None:
         """Set fields of the provenance, such as `step=500`."""
-        self.provenance = replace(self.provenance, **changes)  # type: ignore[arg-type]
+        self.provenance = replace(self.provenance, **changes)
 
     def forward(
         self, context_k: Tensor, context_v: Tensor, strength: float = 1.0

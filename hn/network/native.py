@@ -24,7 +24,8 @@ def read(path: Path) -> Hypernetwork:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read {path}: {error}. Download or export it again.") from error
     if HEADER_KEY not in metadata:

@@ -34,8 +34,7 @@ class Guard:
         self._unconfirmed: _Reading | None = None
 
     def clip(self, step: int) -> Tensor:
-        """Clip the gradients of this step in place. Returns their norm before clipping, on their
-        device.
+        """Clip this step's gradients in place; returns their norm before, on their device.
 
         Raises `NumericsError`.
         """

@@ -64,8 +64,8 @@ class Reporter:
         self._bar.update()
         if state.step % self._every:
             return
-        mean = torch.stack(self._losses).mean()
-        loss = float(self._accelerator.reduce(mean, "mean"))  # type: ignore[arg-type]  # GPU sync
+        mean: Any = self._accelerator.reduce(torch.stack(self._losses).mean(), "mean")
+        loss = mean.item()  # GPU sync
         self._losses.clear()
         scalars = {
             "loss": loss,
@@ -90,9 +90,10 @@ class Reporter:
 
     def picture(self, tag: str, picture: Image.Image, step: int) -> None:
         """Show a picture in the trackers."""
-        for tracker in self._accelerator.trackers:
+        trackers: list[Any] = self._accelerator.trackers
+        for tracker in trackers:
             if tracker.name == "tensorboard":
-                tracker.log_images({tag: np.asarray(picture)[None]}, step=step, dataformats="NHWC")  # type: ignore[attr-defined]
+                tracker.log_images({tag: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
 
     def message(self, text: str) -> None:
         """Print a line above the progress bar."""

@@ -53,8 +53,7 @@ class Schedule:
 def parse(
     text: str, max_steps: int, *, start_step: int = 0, setting: str = "learning_rate"
 ) -> tuple[Stage, ...]:
-    """Read a stage string as the web UI does. `start_step` drops stages that lie behind a resumed
-    run.
+    """Read a stage string as the web UI does; stages up to `start_step` are dropped.
 
     Raises `OptionError` naming the `setting`.
     """

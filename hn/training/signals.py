@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +35,8 @@ class Stop:
         if self._accelerator.num_processes == 1:
             return self.count > 0
         counts = torch.tensor(self.count, device=self._accelerator.device)
-        self.count = int(self._accelerator.reduce(counts, "sum").item())  # type: ignore[union-attr]  # GPU sync
+        total: Any = self._accelerator.reduce(counts, "sum")
+        self.count = int(total.item())  # GPU sync
         return self.count > 0
 
     @property
