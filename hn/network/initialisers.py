@@ -62,7 +62,9 @@ def _start_as_identity(layers: nn.Sequential) -> None:
     """
     linears = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
     if not linears:
-        return
+        raise ModelError(
+            "weight_initialization 'identity' needs a layer; layer_structure has one entry"
+        )
     last = layers[linears[-1]]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)

@@ -147,11 +147,21 @@ def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
         for key, tensor in expected.items()
         if key in found and found[key].shape != tensor.shape
     ]
+    faults = faults or [f"{key} {fault}" for key, t in found.items() if (fault := _tensor_fault(t))]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ModelError(
             "the weights do not fit the described structure: " + "; ".join(faults[:5]) + more
         )
+
+
+def _tensor_fault(tensor: Tensor) -> str | None:
+    """What a hostile or spoilt file may hold, found before anything is allocated for it."""
+    if tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_floating_point():
+        return f"is no plain tensor of numbers ({tensor.dtype}, {tensor.layout})"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tensor.numel()} numbers, more than the file holds"
+    return None if tensor.isfinite().all() else "holds NaN or infinity"
 
 
 class Hypernetwork(nn.Module):
