@@ -211,7 +211,9 @@ def build_batches(
     if every_prompt is not None:
         contexts.encode(every_prompt)
         base.free_text_encoder()
-    if not config.validation.validation_prompt:
+    if config.validation.validation_prompt:
+        base.park_vae()
+    else:
         base.free_vae()
     if layout.global_batch > len(dataset):
         accelerator.print(

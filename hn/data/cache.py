@@ -16,7 +16,8 @@ from hn.data.images import examples, open_picture, to_tensor
 from hn.diffusion.base_model import BaseModel, Moments
 from hn.errors import NumericsError
 
-ENCODED_AT_ONCE = 8  # pictures, and 32 prompts
+ENCODED_AT_ONCE = 32  # prompts
+KEPT = 4096  # contexts: 1 GB of them for SD 1; more only come up where tags are shuffled
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,17 @@ class Contexts:
     def encode(self, prompts: Iterable[str]) -> None:
         """Encode those that are not known yet; with a progress bar where there are many."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
-        starts = range(0, len(new), 4 * ENCODED_AT_ONCE)
+        starts = range(0, len(new), ENCODED_AT_ONCE)
         for start in tqdm(
             starts, desc="encoding prompts", unit="batch", leave=False, disable=len(starts) < 4
         ):
-            chunk = new[start : start + 4 * ENCODED_AT_ONCE]
+            chunk = new[start : start + ENCODED_AT_ONCE]
             self._known |= zip(chunk, self._base.encode_prompts(chunk).cpu(), strict=True)
 
     def stack(self, prompts: list[str]) -> Tensor:
-        """Contexts (B, T, D) of the prompts, on the CPU."""
+        """Contexts (B, T, D) of the prompts, on the CPU; beyond `KEPT` the oldest are forgotten."""
         self.encode(prompts)
-        return torch.stack([self._known[prompt] for prompt in prompts])
+        contexts = torch.stack([self._known[prompt] for prompt in prompts])
+        for oldest in list(self._known)[: max(0, len(self._known) - KEPT)]:
+            del self._known[oldest]
+        return contexts

@@ -48,6 +48,7 @@ class BaseModel:
         self.scheduler = scheduler
         self.tokenizer = tokenizer
         self._vae: AutoencoderKL | None = vae
+        self._vae_parked = False
         self._text_encoder: CLIPTextModel | None = text_encoder
         self.prediction: Prediction = _prediction(scheduler)
         self.scaling_factor = float(vae.config["scaling_factor"])
@@ -147,6 +148,11 @@ class BaseModel:
         """Let go of the autoencoder, once all latents are there and no picture will be drawn."""
         self._vae = None
 
+    def park_vae(self) -> None:
+        """Move the autoencoder off the device; `decode` fetches it for as long as it takes."""
+        self._vae_parked = True
+        self.vae.to("cpu")
+
     def free_text_encoder(self) -> None:
         """Let go of the text encoder, once all contexts are there."""
         self._text_encoder = None
@@ -161,10 +167,13 @@ class BaseModel:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, h, w), in RGB."""
-        pixels = self.vae.decode(
-            latents.to(self.vae.device, self.vae.dtype) / self.scaling_factor
-        ).sample
-        values = pixels.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
+        self.vae.to(self.device)
+        scaled = latents.to(self.device, self.vae.dtype) / self.scaling_factor
+        values = (
+            self.vae.decode(scaled).sample.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
+        )
+        if self._vae_parked:
+            self.vae.to("cpu")
         return [Image.fromarray(picture.numpy()) for picture in values.permute(0, 2, 3, 1).cpu()]
 
     @torch.no_grad()

@@ -46,7 +46,7 @@ class Painter:
         self._seed = seed
         pipeline_class: Any = StableDiffusionPipeline  # its annotations know neither None nor DDIM
         self._pipeline = pipeline_class(
-            vae=base.vae,
+            vae=None,  # latents are decoded by us; a parked autoencoder would set the device
             text_encoder=None,  # contexts are given
             tokenizer=None,
             unet=base.unet,
@@ -55,6 +55,7 @@ class Painter:
             feature_extractor=None,
             requires_safety_checker=False,
         )
+        self._pipeline.vae_scale_factor = base.downscaling
         self._pipeline.set_progress_bar_config(disable=True)
 
     def draw(self) -> list[Image.Image]:

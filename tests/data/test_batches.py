@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hn.config import DataConfig
+from hn.data import cache
 from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts
 from hn.data.cache import Contexts, Latents, encode_latents
 from hn.data.images import examples, open_picture, read_folder, to_tensor
@@ -233,3 +234,13 @@ def test_each_prompt_is_encoded_once(base):
     assert rows == [2, 1]
     expected = base.encode_prompts(["b", "c"])
     torch.testing.assert_close(stacked, expected[[0, 1, 0]])
+
+
+def test_old_contexts_are_forgotten_and_encoded_again(base, monkeypatch):
+    """Shuffled tags make ever new prompts; memory must not grow with them."""
+    monkeypatch.setattr(cache, "KEPT", 3)
+    contexts = Contexts(base)
+    first = contexts.stack(["a", "b"])
+    contexts.stack(["c", "d", "e"])
+    assert list(contexts._known) == ["c", "d", "e"]
+    assert torch.equal(contexts.stack(["a", "b", "c", "d"])[:2], first)

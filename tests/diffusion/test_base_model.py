@@ -48,6 +48,16 @@ def test_pictures_come_back_through_the_autoencoder(base):
     assert [picture.size for picture in pictures] == [(16, 16)] * 2
 
 
+def test_a_parked_autoencoder_decodes_and_stays_parked(model):
+    base = BaseModel.load(str(model))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    (before,) = base.decode(latents)
+    base.park_vae()
+    (after,) = base.decode(latents)
+    assert before.tobytes() == after.tobytes()
+    assert base.vae.device.type == "cpu"
+
+
 def test_what_was_freed_says_so(model):
     base = BaseModel.load(str(model))
     base.free_vae()
