@@ -18,7 +18,7 @@ cli.quiet_libraries()
 import torch
 from accelerate import Accelerator
 
-from hn import build, rng
+from hn import build, launch, rng
 from hn.config import Config
 from hn.data.cache import Contexts
 from hn.diffusion import objective
@@ -114,15 +114,15 @@ def print_summary(status: Status, heldout: Heldout) -> None:
 def main(config: Config) -> int:
     """Run, and turn every ending into an exit code, a message and `status.json`."""
     try:
-        accelerator = build.build_accelerator(config)
-        status = build.build_run_folder(config, accelerator)
+        accelerator = launch.build_accelerator(config)
+        status = launch.build_run_folder(config, accelerator)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     try:
         status.write("running", 0)
         finished = train(
-            build.resolve_demo(config, accelerator, status.folder), accelerator, status
+            launch.resolve_demo(config, accelerator, status.folder), accelerator, status
         )
     except Exception as error:
         return report_failure(as_user_error(error), status)

@@ -19,7 +19,7 @@ FLOORS = [
     {"hn.data"},
     {"hn.training"},
     {"hn.evaluation"},
-    {"hn.build"},
+    {"hn.build", "hn.launch"},
 ]
 # `hn` names things lazily; the demo's model is made with diffusers alone and nothing imports it.
 EXEMPT = {"hn"}
@@ -78,7 +78,7 @@ def test_heavy_libraries_stay_in_their_rooms(path):
         assert not roots & {"torch", "diffusers", "transformers", "datasets", "accelerate", "numpy"}
     if name.startswith("hn.network"):
         assert not roots & {"diffusers", "transformers", "datasets", "accelerate"}
-    if not name.startswith(("hn.training", "hn.evaluation", "hn.build")):
+    if not name.startswith(("hn.training", "hn.evaluation", "hn.build", "hn.launch")):
         assert "accelerate" not in roots
 
 
@@ -98,7 +98,7 @@ def test_foreign_files_are_read_in_one_place():
 def test_modules_and_functions_stay_small():
     for path in MODULES:
         source = path.read_text()
-        assert len(source.splitlines()) <= 350, path
+        assert len(source.splitlines()) <= 300, path
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
