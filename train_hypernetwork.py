@@ -6,6 +6,7 @@
 `train` is the whole story; what it calls is made by the `build_` functions of `hn.build`.
 """
 
+import shlex
 import sys
 import traceback
 
@@ -37,11 +38,12 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     stop = Stop(accelerator)
     rates, clip_bounds = build.build_schedules(config)
     dataset, digest = build.build_dataset(config)
+    held_out_dataset = build.build_held_out_dataset(config)
     base = build.build_base_model(config, accelerator)
     hypernetwork = build.build_hypernetwork(config, base)
     contexts = Contexts(base)
     painter = build.build_painter(config, base, contexts)
-    held_out = build.build_held_out(config, base, contexts)
+    held_out = build.build_held_out(config, held_out_dataset, base, contexts)
     batches = build.build_batches(config, accelerator, dataset, base, contexts)
 
     plain = build.build_denoiser(config, base, hypernetwork)
@@ -106,7 +108,7 @@ def print_summary(status: Status, heldout: Heldout) -> None:
             print(f"{pattern.split('/')[0]:<14} {found[-1]}  ({len(found)} in all)")
     print(f"numbers        {folder / 'metrics.jsonl'}, {folder / 'hypernetwork_loss.csv'}")
     if (folder / "tensorboard").exists():
-        print(f"curves         tensorboard --logdir {folder / 'tensorboard'}")
+        print(f"curves         tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}")
     if heldout.last is not None:
         print(f"held-out loss  {heldout.last}")
 

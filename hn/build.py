@@ -51,6 +51,17 @@ def build_dataset(config: Config) -> tuple[Dataset, str]:
     return dataset, check_pictures(dataset, config.data.resolution)
 
 
+def build_held_out_dataset(config: Config) -> Dataset | None:
+    """The held-out pictures, if there are any, all of them decoded once."""
+    data = config.data
+    if data.validation_data_dir is None:
+        return None
+    folder = Path(data.validation_data_dir)
+    dataset = read_folder(folder, data.missing_caption, setting="validation_data_dir")
+    check_pictures(dataset, data.resolution)
+    return dataset
+
+
 def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
     """The frozen model, in the precision of the computation."""
     dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -113,19 +124,14 @@ def build_painter(config: Config, base: BaseModel, contexts: Contexts) -> Painte
 
 
 def build_held_out(
-    config: Config, base: BaseModel, contexts: Contexts
+    config: Config, dataset: Dataset | None, base: BaseModel, contexts: Contexts
 ) -> tuple[Tensor, Tensor] | None:
     """Latents (N, C, h, w) and contexts (N, T, D) of the held-out pictures, if there are any."""
-    data = config.data
-    if data.validation_data_dir is None:
+    if dataset is None:
         return None
-    dataset = read_folder(
-        Path(data.validation_data_dir), data.missing_caption, setting="validation_data_dir"
-    )
-    check_pictures(dataset, data.resolution)
-    plain = replace(data, random_crop=False, random_flip=False)
+    plain = replace(config.data, random_crop=False, random_flip=False)
     latents = encode_latents(dataset, base, plain, config.training.seed)
-    line = load_template(data.template)[0]
+    line = load_template(config.data.template)[0]
     prompts = [fill(line, caption, config.network.name) for caption in dataset["caption"]]
     return latents.moments.mean[:, 0], contexts.stack(prompts)
 
