@@ -42,7 +42,6 @@ class Reporter:
         self._global_batch = global_batch
         self._losses: list[Tensor] = []
         self._since = (first_step, time.monotonic())
-        self._first_step = first_step
         self._main = accelerator.is_main_process
         self._bar = tqdm(
             total=last_step,
@@ -94,11 +93,6 @@ class Reporter:
         for tracker in trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({tag: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
-
-    def message(self, text: str) -> None:
-        """Print a line above the progress bar."""
-        if self._main:
-            self._bar.write(text)
 
     def close(self) -> None:
         """End the bar and flush the trackers."""
