@@ -77,7 +77,7 @@ class Checkpoints:
         if self._every and state.step % self._every == 0:
             self.save(state)
 
-    def save(self, state: TrainingState) -> Path:
+    def save(self, state: TrainingState) -> None:
         """Save the state, unless this step is saved; the main process writes, all wait for it."""
         path = self._folder / f"{PREFIX}{state.step:08d}"
         self._confirm()
@@ -87,7 +87,6 @@ class Checkpoints:
             self._rotate()
         self._saved_step = state.step
         self._accelerator.wait_for_everyone()
-        return path
 
     def publish(self, state: TrainingState, folder: Path) -> None:
         """Put the finished artifact into the run's folder."""
@@ -96,14 +95,12 @@ class Checkpoints:
                 save_hypernetwork(state.hypernetwork, folder / f"{self._name}{ending}")
 
     def _rotate(self) -> None:
-        """Remove the oldest valid checkpoints, renamed first so that none is ever half gone."""
+        """Remove the oldest valid checkpoints beyond the limit, of which at least 2 stay."""
         if self._limit is None:
             return
         valid = [path for path in list_checkpoints(self._folder) if fault(path) is None]
         for path in valid[: -max(2, self._limit)]:
-            doomed = path.with_name(f".del-{path.name}")
-            os.replace(path, doomed)
-            shutil.rmtree(doomed)
+            shutil.rmtree(_set_aside(path))
 
 
 def write_checkpoint(path: Path, state: TrainingState, name: str) -> None:
@@ -118,10 +115,12 @@ def write_checkpoint(path: Path, state: TrainingState, name: str) -> None:
         _write_json(temporary / "state.json", _describe(state, name, description))
         _write_json(temporary / MANIFEST, manifest(temporary))
         sync_folder(temporary)
-        if path.exists():  # left by an interrupted run, and not what was resumed from
-            shutil.rmtree(path)
+        # Left by a run that went on from an earlier step; nothing of it goes before its successor.
+        before = _set_aside(path) if path.exists() else None
         os.replace(temporary, path)
         sync_folder(path.parent)
+        if before is not None:
+            shutil.rmtree(before)
     except (OSError, StorageError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
@@ -132,6 +131,14 @@ def write_checkpoint(path: Path, state: TrainingState, name: str) -> None:
         raise StorageError(
             f"the checkpoint {path} reads back differently ({damage}): is the disk failing?"
         )
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a checkpoint that is to go, so that none is ever half gone; returns its new name."""
+    doomed = path.with_name(f".del-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    return doomed
 
 
 def restore(path: Path, state: TrainingState) -> None:

@@ -125,3 +125,31 @@ def test_an_unfinished_folder_is_no_checkpoint(tmp_path):
     write_checkpoint(tmp_path / "step-00000002", _state(), "net")
     (tmp_path / ".tmp-step-00000003-1").mkdir()
     assert find(tmp_path, "latest") == tmp_path / "step-00000002"
+
+
+def test_a_step_saved_again_replaces_the_old_folder_and_leaves_no_litter(tmp_path):
+    path = tmp_path / "step-00000002"
+    write_checkpoint(path, _state(), "net")
+    write_checkpoint(path, _state(seed=1), "net")
+    assert fault(path) is None
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    restore(path, _state(seed=1))
+
+
+def test_a_failed_replacement_keeps_the_older_checkpoints(tmp_path, monkeypatch):
+    """The folder that was to be replaced is still there to be found, if under its other name."""
+    write_checkpoint(tmp_path / "step-00000001", _state(steps=1), "net")
+    path = tmp_path / "step-00000002"
+    write_checkpoint(path, _state(), "net")
+    real = os.replace
+
+    def replace(source, target):
+        if target == path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_checkpoint(path, _state(), "net")
+    assert fault(tmp_path / "step-00000001") is None
+    assert fault(tmp_path / ".del-step-00000002") is None
