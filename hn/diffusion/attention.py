@@ -201,7 +201,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Ten
 
 def _xformers() -> _Attend:
     try:
-        from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
+        from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]  # an extra
     except ImportError as error:
         raise OptionError(
             "attention_kernel 'xformers' needs the package xformers, which is not installed: pip "

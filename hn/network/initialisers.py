@@ -5,35 +5,31 @@ Random numbers are drawn in the web UI's order, from torch's global generator: f
 layer draws for itself, then, layer by layer, what is drawn here.
 """
 
-from typing import Literal
-
 import torch
 from torch import nn
 
 from hn.errors import ModelError
 
-Nonlinearity = Literal["relu", "leaky_relu"]
-
 NAMES = ("identity", "Normal", "KaimingUniform", "KaimingNormal", "XavierUniform", "XavierNormal")
 
 
-def initialise(layers: nn.Sequential, name: str, activation: str | None) -> None:
+def initialise(layers: nn.Sequential, name: str) -> None:
     """Draw the weights of one module's `layers`. Raises `ModelError` for an unknown `name`."""
     if name not in NAMES:
         raise ModelError(
             f"weight_initialization '{name}' is not known; it is one of: {', '.join(NAMES)}"
         )
-    nonlinearity: Nonlinearity = "leaky_relu" if activation == "leakyrelu" else "relu"
     for layer in layers:
         if isinstance(layer, nn.Linear):
-            _draw_linear(layer, name, nonlinearity)
+            _draw_linear(layer, name)
         elif isinstance(layer, nn.LayerNorm) and name != "identity":
             _draw_normal(layer)  # whatever the initialiser, also in the web UI
     if name == "identity":
         _start_as_identity(layers)
 
 
-def _draw_linear(layer: nn.Linear, name: str, nonlinearity: Nonlinearity) -> None:
+def _draw_linear(layer: nn.Linear, name: str) -> None:
+    """Draw the weight, zero the bias. The web UI's Kaiming gain for leakyrelu is that of relu."""
     if name == "Normal":
         _draw_normal(layer)
         return
@@ -42,9 +38,9 @@ def _draw_linear(layer: nn.Linear, name: str, nonlinearity: Nonlinearity) -> Non
     elif name == "XavierNormal":
         nn.init.xavier_normal_(layer.weight)
     elif name == "KaimingNormal":
-        nn.init.kaiming_normal_(layer.weight, nonlinearity=nonlinearity)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:  # KaimingUniform; identity takes it for its hidden layers
-        nn.init.kaiming_uniform_(layer.weight, nonlinearity=nonlinearity)
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.bias)
 
 

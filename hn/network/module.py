@@ -98,7 +98,7 @@ class HypernetworkModule(nn.Module):
         super().__init__()
         self.linear = nn.Sequential(*_layers(dim, config))
         if draw_weights:
-            initialise(self.linear, config.weight_initialization, config.activation_func)
+            initialise(self.linear, config.weight_initialization)
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
         """Rewrite a context (B, T, D) in its dtype; training ignores strength, as in the web UI."""
