@@ -15,8 +15,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hn.config import SECTIONS, Config, check
+from hn.config import SECTIONS, Config
 from hn.errors import OptionError
+from hn.limits import check
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -8,8 +8,9 @@ from dataclasses import fields, replace
 import pytest
 
 from hn import cli
-from hn.config import SECTIONS, Config, check
+from hn.config import SECTIONS, Config
 from hn.errors import OptionError
+from hn.limits import check
 from tests import runs
 
 NEEDED = ["--pretrained_model_name_or_path", "someone/model", "--train_data_dir", "pictures"]

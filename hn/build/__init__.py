@@ -1,0 +1,27 @@
+"""The objects of a run, each made from its section of the settings by one `build_` function."""
+
+from hn.build.models import build_base_model, build_denoiser, build_hypernetwork, build_painter
+from hn.build.pictures import (
+    build_batches,
+    build_dataset,
+    build_held_out,
+    build_held_out_dataset,
+    build_problem,
+)
+from hn.build.run import build_checkpoints, build_reporter, build_schedules, build_state
+
+__all__ = [
+    "build_base_model",
+    "build_batches",
+    "build_checkpoints",
+    "build_dataset",
+    "build_denoiser",
+    "build_held_out",
+    "build_held_out_dataset",
+    "build_hypernetwork",
+    "build_painter",
+    "build_problem",
+    "build_reporter",
+    "build_schedules",
+    "build_state",
+]

@@ -1,0 +1,120 @@
+"""From the pictures to batches and to what is learnt from them."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+
+from hn import rng
+from hn.config import Config
+from hn.data.batches import Batch, Batches, Layout, Prompts
+from hn.data.cache import Contexts, encode_latents
+from hn.data.captions import fill, load_template
+from hn.data.images import check_pictures, load_examples, read_folder
+from hn.diffusion import objective
+from hn.diffusion.base_model import BaseModel, check_layout
+from hn.diffusion.denoiser import Denoiser
+from hn.diffusion.pipeline import Painter
+from hn.errors import ModelError, OptionError
+from hn.network import files
+from hn.network.module import Hypernetwork
+from hn.training import schedule
+from hn.training.checkpoint import Checkpoints, TrainingState, find, restore
+from hn.training.guard import Guard
+from hn.training.reporter import Reporter
+from hn.training.status import Status
+
+
+def build_dataset(config: Config) -> tuple[Dataset, str]:
+    """The pictures, all of them decoded once, and a digest of their content."""
+    # A wrong model should not wait for the pictures.
+    check_layout(config.model.pretrained_model_name_or_path)
+    load_template(config.data.template)
+    dataset = load_examples(config.data)
+    return dataset, check_pictures(dataset, config.data.resolution)
+
+
+def build_held_out_dataset(config: Config) -> Dataset | None:
+    """The held-out pictures, if there are any, all of them decoded once."""
+    data = config.data
+    if data.validation_data_dir is None:
+        return None
+    folder = Path(data.validation_data_dir)
+    dataset = read_folder(folder, data.missing_caption, setting="validation_data_dir")
+    check_pictures(dataset, data.resolution)
+    return dataset
+
+
+def build_batches(
+    config: Config, accelerator: Accelerator, dataset: Dataset, base: BaseModel, contexts: Contexts
+) -> Batches:
+    """The training pictures encoded, and the stream of batches over them."""
+    training, data = config.training, config.data
+    layout = Layout(
+        batch_size=training.train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    prompts = Prompts(
+        list(dataset["caption"]),
+        load_template(data.template),
+        config.network.name,
+        data,
+        training.seed,
+    )
+    latents = encode_latents(dataset, base, data, training.seed)
+    every_prompt = prompts.all()
+    report_cut_prompts(base, every_prompt or list(dataset["caption"]), accelerator)
+    if every_prompt is not None:
+        contexts.encode(every_prompt)
+        base.free_text_encoder()
+    if config.validation.validation_prompt:
+        base.park_vae()
+    else:
+        base.free_vae()
+    if layout.global_batch > len(dataset):
+        accelerator.print(
+            f"{len(dataset)} pictures for a global batch of {layout.global_batch}: steps repeat "
+            "pictures"
+        )
+    return Batches(latents, prompts, contexts, layout, training.seed)
+
+
+def report_cut_prompts(base: BaseModel, prompts: list[str], accelerator: Accelerator) -> None:
+    """Say how many prompts are longer than the text encoder reads."""
+    cut = [prompt for prompt in prompts if base.excess_tokens(prompt)]
+    if cut:
+        accelerator.print(
+            f"{len(cut)} of {len(prompts)} prompts are cut at {base.tokenizer.model_max_length} "
+            f"tokens; the longest begins {max(cut, key=len)[:60]!r}"
+        )
+
+
+def build_held_out(
+    config: Config, dataset: Dataset | None, base: BaseModel, contexts: Contexts
+) -> tuple[Tensor, Tensor] | None:
+    """Latents (N, C, h, w) and contexts (N, T, D) of the held-out pictures, if there are any."""
+    if dataset is None:
+        return None
+    plain = replace(config.data, random_crop=False, random_flip=False)
+    latents = encode_latents(dataset, base, plain, config.training.seed)
+    line = load_template(config.data.template)[0]
+    prompts = [fill(line, caption, config.network.name) for caption in dataset["caption"]]
+    return latents.moments.mean[:, 0], contexts.stack(prompts)
+
+
+def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.Noised:
+    """Noise, timesteps, target and weights of a micro-batch, on the device."""
+    seed = config.training.seed
+    return objective.noised(
+        batch.latents,
+        [rng.generator(seed, "noise", batch.step, slot) for slot in batch.slots],
+        base.alphas_cumprod,
+        base.prediction,
+        snr_gamma=config.objective.snr_gamma,
+        noise_offset=config.objective.noise_offset,
+    ).to(base.device)

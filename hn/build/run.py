@@ -1,0 +1,123 @@
+"""What the loop keeps and reports."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+
+from hn import rng
+from hn.config import Config
+from hn.data.batches import Batch, Batches, Layout, Prompts
+from hn.data.cache import Contexts, encode_latents
+from hn.data.captions import fill, load_template
+from hn.data.images import check_pictures, load_examples, read_folder
+from hn.diffusion import objective
+from hn.diffusion.base_model import BaseModel, check_layout
+from hn.diffusion.denoiser import Denoiser
+from hn.diffusion.pipeline import Painter
+from hn.errors import ModelError, OptionError
+from hn.network import files
+from hn.network.module import Hypernetwork
+from hn.training import schedule
+from hn.training.checkpoint import Checkpoints, TrainingState, find, restore
+from hn.training.guard import Guard
+from hn.training.reporter import Reporter
+from hn.training.status import Status
+
+
+def build_schedules(config: Config) -> tuple[schedule.Schedule, schedule.Schedule]:
+    """Learning rate and clipping bound."""
+    optimizer, end = config.optimizer, config.training.max_train_steps
+    rates = schedule.Schedule(
+        schedule.parse_positive(optimizer.learning_rate, end, setting="learning_rate"),
+        warmup_steps=optimizer.lr_warmup_steps,
+        cosine=optimizer.lr_scheduler == "cosine",
+    )
+    bounds = schedule.Schedule(
+        schedule.parse_positive(optimizer.clip_grad_value, end, setting="clip_grad_value")
+    )
+    return rates, bounds
+
+
+def build_state(
+    config: Config,
+    accelerator: Accelerator,
+    hypernetwork: Hypernetwork,
+    optimizer: torch.optim.Optimizer,
+    digest: str,
+    status: Status,
+) -> TrainingState:
+    """The state at the start, or that of the checkpoint to resume from."""
+    training, data = config.training, config.data
+    fingerprint = {
+        "base_model": Path(config.model.pretrained_model_name_or_path).name,
+        "structure": asdict(hypernetwork.config),
+        "pictures": digest,
+        "global_batch": training.train_batch_size
+        * training.gradient_accumulation_steps
+        * accelerator.num_processes,
+        "seed": training.seed,
+        **{
+            key: value
+            for key, value in asdict(data).items()
+            if not key.endswith(("_dir", "_name", "_column"))
+        },
+    }
+    state = TrainingState(
+        hypernetwork,
+        optimizer,
+        hypernetwork.provenance.step,
+        accelerator.scaler,
+        fingerprint=fingerprint,
+    )
+    which = config.output.resume_from_checkpoint
+    if which is not None:
+        path = find(status.folder / "checkpoints", which)
+        restore(path, state)
+        accelerator.print(f"resumed from {path} at step {state.step}")
+    status.state = state
+    return state
+
+
+def build_reporter(
+    config: Config,
+    accelerator: Accelerator,
+    folder: Path,
+    state: TrainingState,
+    batches: Batches,
+    last_step: int,
+) -> Reporter:
+    """Progress bar, files and trackers."""
+    settings = {
+        f"{section}/{key}": value if isinstance(value, int | float | str) else str(value)
+        for section, values in asdict(config).items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+    accelerator.init_trackers("tensorboard", config=settings)
+    return Reporter(
+        accelerator,
+        folder,
+        every=config.output.logging_steps,
+        first_step=state.step,
+        last_step=last_step,
+        pictures=batches.pictures,
+        global_batch=batches.layout.global_batch,
+    )
+
+
+def build_checkpoints(
+    config: Config, accelerator: Accelerator, folder: Path, guard: Guard
+) -> Checkpoints:
+    """What saves, after the guard has confirmed the last gradient."""
+    return Checkpoints(
+        accelerator,
+        folder / "checkpoints",
+        config.network.name,
+        every=config.output.checkpointing_steps,
+        limit=config.output.checkpoints_total_limit,
+        confirm=guard.confirm,
+    )

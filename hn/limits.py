@@ -1,0 +1,93 @@
+"""What settings may be, alone and together, checked before anything is loaded; standard library."""
+
+import math
+
+from hn.config import Config
+from hn.errors import OptionError
+
+
+def check(config: Config) -> None:
+    """Refuse impossible settings and combinations, all of them at once, before anything is loaded.
+
+    Raises `OptionError` with one line for each.
+    """
+    faults = [*_range_faults(config), *_combination_faults(config)]
+    if faults:
+        raise OptionError("\n".join(faults))
+
+
+def _range_faults(config: Config) -> list[str]:
+    data, training, output, optimizer = (
+        config.data,
+        config.training,
+        config.output,
+        config.optimizer,
+    )
+    validation = config.validation
+    positive = {
+        "max_train_steps": training.max_train_steps,
+        "train_batch_size": training.train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "crops_per_image": data.crops_per_image,
+        "logging_steps": output.logging_steps,
+        "validation_inference_steps": validation.validation_inference_steps,
+    }
+    not_negative = {
+        "noise_offset": config.objective.noise_offset,
+        "lr_warmup_steps": optimizer.lr_warmup_steps,
+        "checkpointing_steps": output.checkpointing_steps,
+        "validation_steps": validation.validation_steps,
+        "seed": training.seed,
+    }
+    shares = {"tag_dropout": data.tag_dropout, "caption_dropout": data.caption_dropout}
+    faults = [
+        f"{name} must be at least 1; found {value}" for name, value in positive.items() if value < 1
+    ]
+    faults += [
+        f"{name} must not be negative; found {value}"
+        for name, value in not_negative.items()
+        if not (value >= 0 and math.isfinite(value))
+    ]
+    faults += [
+        f"{name} must be from 0 to 1; found {value}"
+        for name, value in shares.items()
+        if not 0 <= value <= 1
+    ]
+    if data.resolution < 16 or data.resolution % 8:
+        faults.append(f"resolution must be a multiple of 8, at least 16; found {data.resolution}")
+    gamma = config.objective.snr_gamma
+    if gamma is not None and not (gamma > 0 and math.isfinite(gamma)):
+        faults.append(f"snr_gamma must be greater than 0, 5 is usual; found {gamma}")
+    if output.checkpoints_total_limit is not None and output.checkpoints_total_limit < 2:
+        faults.append(
+            f"checkpoints_total_limit must be at least 2; found {output.checkpoints_total_limit}"
+        )
+    return faults
+
+
+def _combination_faults(config: Config) -> list[str]:
+    faults = []
+    if not config.model.pretrained_model_name_or_path:
+        faults.append(
+            "pretrained_model_name_or_path is missing: give a diffusers folder or hub id, or "
+            "--config demo"
+        )
+    sources = [s for s in (config.data.train_data_dir, config.data.dataset_name) if s]
+    if len(sources) != 1:
+        faults.append(
+            "give either train_data_dir or dataset_name; found "
+            f"{' and '.join(sources) or 'neither'}"
+        )
+    name = config.network.name
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):
+        faults.append(
+            "name may hold letters, digits and ._- and blanks, since it names files; found "
+            f"'{name}'"
+        )
+    optimizer = config.optimizer
+    if optimizer.use_8bit_adam and optimizer.optimizer != "AdamW":
+        faults.append(
+            f"use_8bit_adam is for the optimizer AdamW; found {optimizer.optimizer}: give one of "
+            "the two"
+        )
+    return faults
