@@ -1,9 +1,8 @@
 """From the pictures to batches and to what is learnt from them."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
@@ -16,16 +15,6 @@ from hn.data.captions import fill, load_template
 from hn.data.images import check_pictures, load_examples, read_folder
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel, check_layout
-from hn.diffusion.denoiser import Denoiser
-from hn.diffusion.pipeline import Painter
-from hn.errors import ModelError, OptionError
-from hn.network import files
-from hn.network.module import Hypernetwork
-from hn.training import schedule
-from hn.training.checkpoint import Checkpoints, TrainingState, find, restore
-from hn.training.guard import Guard
-from hn.training.reporter import Reporter
-from hn.training.status import Status
 
 
 def build_dataset(config: Config) -> tuple[Dataset, str]:
