@@ -14,13 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hn.diffusion.attention import Attachment, attach
+    from hn.network.description import HypernetworkConfig
     from hn.network.files import load, save
-    from hn.network.module import (
-        Hypernetwork,
-        HypernetworkConfig,
-        HypernetworkModule,
-        transform_context,
-    )
+    from hn.network.module import Hypernetwork, HypernetworkModule, transform_context
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +33,7 @@ __all__ = [
 _HOMES = {
     "Attachment": "hn.diffusion.attention",
     "Hypernetwork": "hn.network.module",
-    "HypernetworkConfig": "hn.network.module",
+    "HypernetworkConfig": "hn.network.description",
     "HypernetworkModule": "hn.network.module",
     "attach": "hn.diffusion.attention",
     "load": "hn.network.files",

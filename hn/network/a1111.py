@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hn.errors import ModelError
 from hn.network import container
-from hn.network.module import Hypernetwork, HypernetworkConfig, Provenance
+from hn.network.contents import Contents
+from hn.network.description import HypernetworkConfig, Provenance
 
 _OLD_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}
+# ComfyUI refuses both names, and knows both functions.
+_PORTABLE = {None: "linear", "hardswish": "swish"}
 
 
-def read(path: Path) -> Hypernetwork:
+def read(path: Path) -> Contents:
     """Read any `.pt` the web UI reads, with its defaults for what the file leaves out.
 
     Raises `ModelError` naming the file, the entry and what to do.
@@ -29,13 +31,13 @@ def read(path: Path) -> Hypernetwork:
         raise error if str(path) in str(error) else ModelError(f"{path}: {error}") from error
 
 
-def to_bytes(net: Hypernetwork, name: str) -> bytes:
+def to_bytes(contents: Contents, name: str) -> bytes:
     """The file's bytes; `name` is the file's stem: the web UI caches networks under it."""
-    return container.write(to_dict(net, name))
+    return container.write(to_dict(contents, name))
 
 
-def from_dict(state: Any, default_name: str) -> Hypernetwork:
-    """Build the hypernetwork that `state` describes. A missing value has the web UI's default."""
+def from_dict(state: Any, default_name: str) -> Contents:
+    """What `state` describes. A missing value has the web UI's default."""
     if not isinstance(state, dict):
         raise ModelError(
             f"this is no hypernetwork: it holds a {type(state).__name__}, not a dictionary"
@@ -53,20 +55,24 @@ def from_dict(state: Any, default_name: str) -> Hypernetwork:
         for kind, weights in zip("kv", _pair(dim, pair), strict=True)
         for key, tensor in _renamed(weights).items()
     }
-    return Hypernetwork.from_tensors(
-        _config(state, tuple(pairs)), _provenance(state, default_name), tensors
-    )
+    return Contents(
+        config=_config(state, tuple(pairs)),
+        provenance=_provenance(state, default_name),
+        tensors=tensors,
+        values={key: value for key, value in state.items() if key not in pairs},
+    ).check()
 
 
-def to_dict(net: Hypernetwork, name: str) -> dict[int | str, Any]:
+def to_dict(contents: Contents, name: str) -> dict[int | str, Any]:
     """Every key the web UI writes, in its order, as plain types."""
-    config, provenance = net.config, net.provenance
-    state: dict[int | str, Any] = {dim: _weights(net, dim) for dim in config.dims}
+    config, provenance = contents.config, contents.provenance
+    tensors = contents.packed()
+    state: dict[int | str, Any] = {dim: _weights(tensors, dim) for dim in config.dims}
     return state | {
         "step": provenance.step,
         "name": name,
         "layer_structure": list(config.layer_structure),
-        "activation_func": config.activation_func or "linear",  # ComfyUI refuses None
+        "activation_func": _PORTABLE.get(config.activation_func, config.activation_func),
         "is_layer_norm": config.is_layer_norm,
         "weight_initialization": config.weight_initialization,
         "sd_checkpoint": provenance.sd_checkpoint,
@@ -148,19 +154,15 @@ def _text(state: Mapping[Any, Any], key: str) -> str | None:
 
 
 def _weights(
-    net: Hypernetwork, dim: int
+    tensors: Mapping[str, Tensor], dim: int
 ) -> tuple[OrderedDict[str, Tensor], OrderedDict[str, Tensor]]:
-    prefixes = (f"{dim}.k.", f"{dim}.v.")
-    tensors = net.tensors()
+    """The tensors of k and of v, in ascending order: ComfyUI builds its layers from that order."""
     k, v = (
         OrderedDict(
-            (
-                key.removeprefix(prefix),
-                tensor.detach().to("cpu", torch.float32).contiguous().clone(),
-            )
+            (key.removeprefix(prefix), tensor)
             for key, tensor in tensors.items()
             if key.startswith(prefix)
         )
-        for prefix in prefixes
+        for prefix in (f"{dim}.k.", f"{dim}.v.")
     )
     return k, v

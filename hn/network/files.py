@@ -1,5 +1,6 @@
-"""`hn.load` and `hn.save`: any hypernetwork file, by what it contains (reading) and by its ending
-(writing).
+"""Any hypernetwork file, by what it contains (reading) and by its ending (writing).
+
+`load` and `save` are for those who compute; `read` and `write` keep the file's own precision.
 """
 
 from os import PathLike
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from hn.errors import ModelError
 from hn.network import a1111, native
+from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
 from hn.storage import write_bytes
 
@@ -19,13 +21,11 @@ def load(path: str | PathLike[str]) -> Hypernetwork:
     What a file is, is read from its bytes and not from its name. Raises `ModelError` with the file,
     the reason, the remedy.
     """
-    path = Path(path)
+    contents = read(path)
     try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    return native.read(path) if start[8:9] == b"{" else a1111.read(path)
+        return contents.build()
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def save(net: Hypernetwork, path: str | PathLike[str]) -> None:
@@ -34,9 +34,34 @@ def save(net: Hypernetwork, path: str | PathLike[str]) -> None:
     Raises `ModelError` for another ending, `StorageError` if the disk refuses; an old file is
     intact then.
     """
+    write(Contents.of(net), path)
+
+
+def read(path: str | PathLike[str]) -> Contents:
+    """What a file says, as `load` reads it, even if its numbers are spoilt."""
     path = Path(path)
+    return native.read(path) if is_safetensors(path) else a1111.read(path)
+
+
+def write(contents: Contents, path: str | PathLike[str]) -> None:
+    """Write contents, as `save` does."""
+    path = Path(path)
+    check_ending(path)
+    write_bytes(path, _WRITERS[path.suffix](contents, path.stem))
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file begins as a `.safetensors` does. Raises `ModelError` if it is not there."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(9)[8:9] == b"{"
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_ending(path: Path) -> None:
+    """Refuse to write what is neither. Raises `ModelError`."""
     if path.suffix not in _WRITERS:
         raise ModelError(
             f"cannot write {path}: the ending is '{path.suffix}', allowed are {', '.join(_WRITERS)}"
         )
-    write_bytes(path, _WRITERS[path.suffix](net, path.stem))

@@ -7,19 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hn.errors import ModelError
-from hn.network.module import Hypernetwork, HypernetworkConfig, Provenance
+from hn.network.contents import Contents
+from hn.network.description import HypernetworkConfig, Provenance
 
 FORMAT_VERSION = 1
 # One key only: the order of several is not fixed, and equal runs must give equal bytes.
 HEADER_KEY = "hypernetwork"
 
 
-def read(path: Path) -> Hypernetwork:
+def read(path: Path) -> Contents:
     """Read what `to_bytes` wrote. Raises `ModelError` for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -36,23 +36,19 @@ def read(path: Path) -> Hypernetwork:
         )
     try:
         config, provenance = _described(json.loads(metadata[HEADER_KEY]))
-        return Hypernetwork.from_tensors(config, provenance, tensors)
+        return Contents(config=config, provenance=provenance, tensors=tensors).check()
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path}: {error}") from error
 
 
-def to_bytes(net: Hypernetwork, name: str) -> bytes:
-    """The file's bytes: the same network always gives the same ones."""
+def to_bytes(contents: Contents, name: str) -> bytes:
+    """The file's bytes: the same contents always give the same ones."""
     description = {
         "format_version": FORMAT_VERSION,
-        "config": asdict(net.config),
-        "provenance": asdict(net.provenance) | {"name": name},
+        "config": asdict(contents.config),
+        "provenance": asdict(contents.provenance) | {"name": name},
     }
-    tensors = {
-        key: tensor.detach().to("cpu", torch.float32).contiguous().clone()
-        for key, tensor in net.tensors().items()
-    }
-    return save(tensors, metadata={HEADER_KEY: json.dumps(description, sort_keys=True)})
+    return save(contents.packed(), metadata={HEADER_KEY: json.dumps(description, sort_keys=True)})
 
 
 def _described(description: Any) -> tuple[HypernetworkConfig, Provenance]:

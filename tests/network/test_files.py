@@ -17,6 +17,8 @@ from hn.network import container
 from hn.network.module import Hypernetwork
 from tests import golden
 
+# The same functions by the names that ComfyUI knows.
+PORTABLE = {None: "linear", "hardswish": "swish"}
 STORED = sorted((golden.FOLDER / "files").glob("*.pt"))
 KEYS = [
     "step",
@@ -85,7 +87,7 @@ def test_saving_and_loading_gives_the_same_network(source, ending, tmp_path):
     assert read.provenance == net.provenance
     expected = dict(vars(net.config))
     if ending == ".pt":
-        expected["activation_func"] = net.config.activation_func or "linear"
+        expected["activation_func"] = PORTABLE.get(name := net.config.activation_func, name)
     assert vars(read.config) == expected
 
 

@@ -8,6 +8,7 @@ import hn
 from hn.errors import ModelError
 from hn.network import a1111, container
 from hn.network.activations import NAMES, make_activation
+from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
 from tests import golden
 
@@ -106,7 +107,7 @@ REFUSED_HERE = {"width key stored as text"}  # the web UI loads a network withou
 @pytest.mark.parametrize("case", LOADED)
 def test_what_the_web_ui_cannot_load_is_refused(case, tmp_path):
     net = Hypernetwork.create((16,), activation_func="relu", seed=0)
-    state = a1111.to_dict(net, "net")
+    state = a1111.to_dict(Contents.of(net), "net")
     LOADED[case](state)
     path = tmp_path / "net.pt"
     path.write_bytes(container.write(state))

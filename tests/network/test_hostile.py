@@ -6,6 +6,7 @@ import torch
 import hn
 from hn.errors import ModelError
 from hn.network import a1111
+from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
 
 
@@ -18,7 +19,7 @@ from hn.network.module import Hypernetwork
     ],
 )
 def test_hostile_or_spoilt_tensors_are_refused(tmp_path, tensor, message):
-    state = a1111.to_dict(Hypernetwork.create((16,), seed=0), "net")
+    state = a1111.to_dict(Contents.of(Hypernetwork.create((16,), seed=0)), "net")
     state[16][0]["linear.0.weight"] = tensor
     torch.save(state, tmp_path / "net.pt")
     with pytest.raises(ModelError, match=message):

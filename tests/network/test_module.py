@@ -6,7 +6,9 @@ from torch import nn
 
 from hn.errors import ModelError
 from hn.network.activations import NAMES
-from hn.network.module import Hypernetwork, HypernetworkConfig, transform_context
+from hn.network.contents import Contents
+from hn.network.description import HypernetworkConfig
+from hn.network.module import Hypernetwork, transform_context
 
 ACTIVATIONS = ["linear", "relu", "leakyrelu", "swish", "tanh", "sigmoid", "mish", "prelu"]
 
@@ -75,7 +77,7 @@ def test_without_a_seed_the_global_generator_is_used():
 def test_reading_draws_no_random_numbers():
     net = make_net()
     before = torch.get_rng_state()
-    Hypernetwork.from_tensors(net.config, net.provenance, net.tensors())
+    Contents.of(net).build()
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -172,7 +174,7 @@ def test_wrong_tensors_are_all_named():
     tensors["8.v.linear.0.bias"] = torch.zeros(3)
     tensors["8.v.other"] = torch.zeros(3)
     with pytest.raises(ModelError) as caught:
-        Hypernetwork.from_tensors(net.config, net.provenance, tensors)
+        Contents(config=net.config, provenance=net.provenance, tensors=tensors).check()
     assert "8.k.linear.0.bias is missing" in str(caught.value)
     assert "8.v.linear.0.bias has the shape (3,), not (16,)" in str(caught.value)
     assert "8.v.other is not part of this structure" in str(caught.value)
