@@ -37,19 +37,18 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     """Train to the end of the schedule; False means a signal came, and everything is saved."""
     stop = Stop(accelerator)
     rates, clip_bounds = build.build_schedules(config)
+    start = build.build_start(config, accelerator)
     dataset, digest = build.build_dataset(config)
     held_out_dataset = build.build_held_out_dataset(config)
     base = build.build_base_model(config, accelerator)
-    hypernetwork = build.build_hypernetwork(config, base)
+    hypernetwork = build.build_hypernetwork(config, base, start)
     contexts = Contexts(base)
     painter = build.build_painter(config, base, contexts)
     held_out = build.build_held_out(config, held_out_dataset, base, contexts)
     batches = build.build_batches(config, accelerator, dataset, base, contexts)
 
     plain = build.build_denoiser(config, base, hypernetwork)
-    optimizer = optimizers.build_optimizer(
-        hypernetwork.parameters(), config.optimizer, rates.rate(0)
-    )
+    optimizer = build.build_optimizer(config, hypernetwork, start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, digest, status)
     guard = Guard(accelerator, hypernetwork, config.optimizer.clip_grad_mode, clip_bounds)
@@ -92,13 +91,14 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     finished = state.step >= rates.end
     if finished:
         checkpoints.publish(state, status.folder)
-    if accelerator.is_main_process:
-        print_summary(status, heldout)
+    print_summary(status, heldout)
     return finished
 
 
 def print_summary(status: Status, heldout: Heldout) -> None:
-    """Say where everything lies and what was learnt."""
+    """Say where everything lies and what was learnt, on the main process."""
+    if not status.main_process:
+        return
     folder = status.folder
     for path in sorted([*folder.glob("*.pt"), *folder.glob("*.safetensors")]):
         print(f"hypernetwork   {path}")

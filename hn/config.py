@@ -21,6 +21,8 @@ class ModelConfig:
     """Branch, tag or commit of a hub model."""
     variant: str | None = None
     """Weight files to take, such as "fp16"."""
+    sd_checkpoint_file: str | None = None
+    """The single file of this model, if there is one: its short hash is noted in the artifact."""
     enable_xformers_memory_efficient_attention: bool = False
     """Use xformers' attention instead of torch's."""
 
@@ -31,8 +33,12 @@ class NetworkConfig:
 
     name: str = "hypernetwork"
     """Its name: file stem, folder of the run, and what [name] in a template becomes."""
-    initial_hypernetwork: str | None = None
+    hypernetwork_path: str | None = None
     """Go on from this .pt or .safetensors file; its structure is taken, and its step goes on."""
+    adopt_optimizer: Literal["matching", "always", "never"] = "matching"
+    """The web UI's .pt.optim beside hypernetwork_path: use it if its hash is that of the .pt and
+    stop otherwise, use it all the same (its intermediate files never match), or leave it alone.
+    """
     dims: tuple[int, ...] = ()
     """Context widths to train; none given: every one the UNet has."""
     layer_structure: tuple[float, ...] = (1, 2, 1)
@@ -47,7 +53,8 @@ class NetworkConfig:
     activate_output: bool = False
     """Activation also after the last layer."""
     dropout_structure: tuple[float, ...] = ()
-    """Dropout after each layer, one number for each entry of layer_structure, such as 0 0.3 0."""
+    """Dropout after each layer, one number for each entry of layer_structure, such as 0 0.3 0;
+    also over that of hypernetwork_path. What is shared has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +163,8 @@ class OutputConfig:
     """Save a checkpoint every so many steps, and always at the end; 0: only at the end."""
     checkpoints_total_limit: int | None = None
     """Keep only the newest so many checkpoints, at least 2."""
+    save_optimizer_state: bool = False
+    """Write .pt.optim beside each .pt too, to go on in the web UI."""
     resume_from_checkpoint: str | None = None
     """A checkpoint's folder, or "latest"."""
     report_to: Literal["tensorboard", "none"] = "tensorboard"

@@ -90,4 +90,11 @@ def _combination_faults(config: Config) -> list[str]:
             f"use_8bit_adam is for the optimizer AdamW; found {optimizer.optimizer}: give one of "
             "the two"
         )
+    if config.output.save_optimizer_state and (
+        optimizer.use_8bit_adam or "." in optimizer.optimizer
+    ):
+        faults.append(
+            "save_optimizer_state writes what the web UI reads, the state of a class of "
+            f"torch.optim; found {'AdamW8bit' if optimizer.use_8bit_adam else optimizer.optimizer}"
+        )
     return faults

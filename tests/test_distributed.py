@@ -60,12 +60,13 @@ def test_ranks_hold_identical_weights(model, pictures, tmp_path):
         "import train_hypernetwork as script\n"
         "from hn import cli\n"
         "from hn.network.files import save\n"
-        "publish = script.build.Checkpoints.publish\n"
+        "from hn.training.checkpoint import Checkpoints\n"
+        "publish = Checkpoints.publish\n"
         "def everywhere(self, state, folder):\n"
         "    rank = self._accelerator.process_index\n"
         "    save(state.hypernetwork, folder / f'rank{rank}' / 'net.safetensors')\n"
         "    publish(self, state, folder)\n"
-        "script.build.Checkpoints.publish = everywhere\n"
+        "Checkpoints.publish = everywhere\n"
         "sys.exit(script.main(cli.parse()))\n"
     )
     flags = runs.settings(model, pictures, tmp_path / "runs", **CHANGES)

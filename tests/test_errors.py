@@ -87,7 +87,7 @@ def test_dims_that_the_unet_does_not_have(model, pictures, tmp_path, capsys):
         ({"template": "nonsense"}, 3, ["template 'nonsense'", "none, style, subject"]),
         ({"validation_data_dir": "gone"}, 3, ["validation_data_dir 'gone'"]),
         ({"resume_from_checkpoint": "latest"}, 4, ["holds no valid checkpoint"]),
-        ({"initial_hypernetwork": "gone.pt"}, 4, ["cannot read gone.pt"]),
+        ({"hypernetwork_path": "gone.pt"}, 4, ["cannot read gone.pt"]),
         ({"dims": [24], "learning_rate": "1e30", "clip_grad_mode": "none"}, 6, ["not finite"]),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_hypernetwork_that_is_trained_far_enough(model, pictures, tmp_path, ca
     net = hn.Hypernetwork.create((24,), seed=0)
     net.describe(step=6)
     hn.save(net, tmp_path / "old.pt")
-    flags = runs.settings(model, pictures, tmp_path, initial_hypernetwork=tmp_path / "old.pt")
+    flags = runs.settings(model, pictures, tmp_path, hypernetwork_path=tmp_path / "old.pt")
     _ends(capsys, flags, 2, "max_train_steps is 6", "is at step 6 already")
     assert runs.train_here([*flags[:-2], "--max_train_steps", "8", *flags[-2:]]) == 0
     assert [row["step"] for row in runs.metrics(tmp_path / "run")] == [7, 8]

@@ -70,14 +70,14 @@ def test_same_run_twice_gives_the_same_bytes(model, pictures, tmp_path):
 def test_a_damaged_checkpoint_is_passed_over_by_name(model, pictures, tmp_path, capsys):
     flags = runs.settings(model, pictures, tmp_path, checkpointing_steps=2)
     assert runs.train_here(flags) == 0
-    weights = tmp_path / "run/checkpoints/step-00000006/run.safetensors"
+    weights = tmp_path / "run/checkpoints/step-00000006/run-6.safetensors"
     expected = weights.read_bytes()
     damaged = bytearray(expected)
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
     assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
     printed = capsys.readouterr().out
-    assert "step-00000006 is passed over: changed or missing: run.safetensors" in printed
+    assert "step-00000006 is passed over: changed or missing: run-6.safetensors" in printed
     assert "resumed from" in printed
     assert "step-00000004" in printed
     assert weights.read_bytes() == expected

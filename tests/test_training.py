@@ -66,8 +66,8 @@ def test_only_the_newest_checkpoints_are_kept(finished):
     assert files_of_one == [
         "MANIFEST.json",
         "resume/optimizer.safetensors",
-        "run.pt",
-        "run.safetensors",
+        "run-4.pt",
+        "run-4.safetensors",
         "state.json",
     ]
 
@@ -125,16 +125,16 @@ def test_the_status_and_the_settings_are_written(finished):
         {"learning_rate": "1e-2:2, 1e-3:4, 1e-4", "lr_warmup_steps": 2},
         {"dims": [24], "is_layer_norm": True, "activation_func": "mish"},
         {"weight_initialization": "Normal", "activate_output": True, "activation_func": "tanh"},
-        {"initial_hypernetwork": "start.pt"},
+        {"hypernetwork_path": "start.pt"},
     ],
     ids="-".join,
 )
 def test_it_learns_with(model, pictures, tmp_path, changes):
     """The held-out loss (here on the training pictures) falls within 30 steps."""
-    if "initial_hypernetwork" in changes:
+    if "hypernetwork_path" in changes:
         start = hn.Hypernetwork.create((16, 24), activation_func="relu", seed=3)
         hn.save(start, tmp_path / "start.pt")
-        changes = {"initial_hypernetwork": tmp_path / "start.pt"}
+        changes = {"hypernetwork_path": tmp_path / "start.pt"}
     flags = runs.settings(
         model,
         pictures,

@@ -1,6 +1,6 @@
 """The objects of a run, each made from its section of the settings by one `build_` function."""
 
-from hn.build.models import build_base_model, build_denoiser, build_hypernetwork, build_painter
+from hn.build.models import build_base_model, build_denoiser, build_painter
 from hn.build.pictures import (
     build_batches,
     build_dataset,
@@ -9,6 +9,7 @@ from hn.build.pictures import (
     build_problem,
 )
 from hn.build.run import build_checkpoints, build_reporter, build_schedules, build_state
+from hn.build.start import build_hypernetwork, build_optimizer, build_start
 
 __all__ = [
     "build_base_model",
@@ -19,9 +20,11 @@ __all__ = [
     "build_held_out",
     "build_held_out_dataset",
     "build_hypernetwork",
+    "build_optimizer",
     "build_painter",
     "build_problem",
     "build_reporter",
     "build_schedules",
+    "build_start",
     "build_state",
 ]

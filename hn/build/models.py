@@ -1,6 +1,4 @@
-"""The base model, the hypernetwork, and what joins them."""
-
-from pathlib import Path
+"""The base model, and what joins it with a hypernetwork."""
 
 import torch
 from accelerate import Accelerator
@@ -10,8 +8,6 @@ from hn.data.cache import Contexts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.pipeline import Painter
-from hn.errors import ModelError, OptionError
-from hn.network import files
 from hn.network.module import Hypernetwork
 
 
@@ -26,37 +22,6 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         dtype=dtypes[accelerator.mixed_precision],
         device=accelerator.device,
     )
-
-
-def build_hypernetwork(config: Config, base: BaseModel) -> Hypernetwork:
-    """A new hypernetwork, or the one to go on from; refused if the UNet lacks one of its widths."""
-    network = config.network
-    if network.initial_hypernetwork is not None:
-        hypernetwork = files.load(network.initial_hypernetwork)
-    else:
-        hypernetwork = Hypernetwork.create(
-            network.dims or base.dims,
-            layer_structure=network.layer_structure,
-            activation_func=network.activation_func,
-            weight_initialization=network.weight_initialization,
-            is_layer_norm=network.is_layer_norm,
-            activate_output=network.activate_output,
-            dropout_structure=network.dropout_structure,
-            seed=config.training.seed,
-        )
-    unknown = [dim for dim in hypernetwork.dims if dim not in base.dims]
-    if unknown:
-        raise ModelError(
-            f"dims {unknown} are not context widths of {base.name}; it has {base.dims}"
-        )
-    if hypernetwork.provenance.step >= config.training.max_train_steps:
-        raise OptionError(
-            f"max_train_steps is {config.training.max_train_steps}, but "
-            f"{network.initial_hypernetwork} is at step {hypernetwork.provenance.step} already; "
-            "steps are counted over all runs"
-        )
-    hypernetwork.describe(name=network.name, sd_checkpoint_name=Path(base.name).name)
-    return hypernetwork
 
 
 def build_denoiser(config: Config, base: BaseModel, hypernetwork: Hypernetwork) -> Denoiser:

@@ -107,5 +107,6 @@ def build_checkpoints(
         config.network.name,
         every=config.output.checkpointing_steps,
         limit=config.output.checkpoints_total_limit,
+        optimizer_name=config.optimizer.optimizer if config.output.save_optimizer_state else None,
         confirm=guard.confirm,
     )

@@ -65,10 +65,17 @@ def from_dict(state: Any, default_name: str) -> Contents:
 
 def to_dict(contents: Contents, name: str) -> dict[int | str, Any]:
     """Every key the web UI writes, in its order, as plain types."""
-    config, provenance = contents.config, contents.provenance
     tensors = contents.packed()
-    state: dict[int | str, Any] = {dim: _weights(tensors, dim) for dim in config.dims}
-    return state | {
+    state: dict[int | str, Any] = {dim: _weights(tensors, dim) for dim in contents.config.dims}
+    return state | named_values(contents, name)
+
+
+def named_values(contents: Contents, name: str) -> dict[str, Any]:
+    """What stands beside the weights: every flag, explicitly, since hosts differ in what they
+    assume.
+    """
+    config, provenance = contents.config, contents.provenance
+    return {
         "step": provenance.step,
         "name": name,
         "layer_structure": list(config.layer_structure),

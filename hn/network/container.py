@@ -9,9 +9,11 @@ malicious". The same content always gives the same bytes.
 
 import io
 import pickle
+import pickletools
 import re
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,38 @@ def write(obj: Any) -> bytes:
     torch.save(obj, buffer)
     with zipfile.ZipFile(buffer) as archive:
         return _zip({name: archive.read(name) for name in archive.namelist() if _KEPT.match(name)})
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """How a `.pt` is packed: its records (without the archive's name; empty in torch's flat form)
+    and the Python objects that its pickles name.
+    """
+
+    records: frozenset[str]
+    names: frozenset[str]
+
+
+def examine(path: Path) -> Wrapping:
+    """How the file is packed, without loading it; for files that `read` accepts."""
+    data = path.read_bytes()
+    if data[:2] != b"PK":
+        # magic number, protocol, system, content, storage keys
+        stream = io.BytesIO(data)
+        return Wrapping(frozenset(), frozenset().union(*(_named(stream) for _ in range(5))))
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = [name.split("/", 1)[1] for name in archive.namelist()]
+        pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        return Wrapping(frozenset(records), _named(io.BytesIO(archive.read(pickled))))
+
+
+def _named(stream: io.BytesIO) -> frozenset[str]:
+    """The objects that the next pickle in the stream names, such as `torch.FloatStorage`."""
+    return frozenset(
+        str(argument).replace(" ", ".")
+        for opcode, argument, _ in pickletools.genops(stream)
+        if opcode.name == "GLOBAL"
+    )
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -63,14 +63,16 @@ class Contents:
 
     def build(self) -> Hypernetwork:
         """The hypernetwork, in float32; draws no random numbers. Raises `ModelError` for NaN."""
-        _raise(
-            [f"{key} holds NaN or infinity" for key, t in self.tensors.items() if not is_finite(t)],
-            "the weights are spoilt",
-        )
+        _raise([f"{key} holds NaN or infinity" for key in self.spoilt], "the weights are spoilt")
         net = _skeleton(self.config, self.provenance)
         weights = {f"pairs.{key}": t.detach().float().clone() for key, t in self.tensors.items()}
         net.load_state_dict(weights, assign=True)
         return net
+
+    @property
+    def spoilt(self) -> list[str]:
+        """The tensors that hold NaN or infinity."""
+        return [key for key, tensor in self.tensors.items() if not tensor.isfinite().all()]
 
     def packed(self) -> dict[str, Tensor]:
         """The tensors in the modules' order, on the CPU, each with a storage of its own size."""
@@ -79,16 +81,16 @@ class Contents:
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same in another precision. Raises `ModelError` for weights that it cannot hold."""
-        tensors = {key: tensor.to(dtype) for key, tensor in self.tensors.items()}
+        cast = replace(self, tensors={key: t.to(dtype) for key, t in self.tensors.items()})
         _raise(
             [
                 f"{key} reaches {self.tensors[key].abs().max():.3g}"
-                for key, tensor in tensors.items()
-                if not is_finite(tensor) and is_finite(self.tensors[key])
+                for key in cast.spoilt
+                if key not in self.spoilt
             ],
             f"the weights do not fit into {dtype}; choose bf16 or fp32",
         )
-        return replace(self, tensors=tensors)
+        return cast
 
     def described(self, **changes: Any) -> Self:
         """With other fields of the provenance, such as `step=500`."""
@@ -108,11 +110,6 @@ class Contents:
         names = dict(zip(before, after, strict=True))
         tensors = {names[key]: self.tensors[key] for key in before}
         return replace(self, config=config, tensors=tensors, values=MappingProxyType({}))
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether every number is one."""
-    return bool(tensor.isfinite().all())
 
 
 def tensor_fault(tensor: Tensor) -> str | None:

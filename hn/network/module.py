@@ -134,6 +134,11 @@ class Hypernetwork(nn.Module):
         with _seeded(seed):
             return cls(config, Provenance(name=name))
 
+    def take_weights(self, other: "Hypernetwork") -> None:
+        """Copy the weights of another one with the same layers, dropout aside: it shifts names."""
+        weights = other.state_dict().values()
+        self.load_state_dict(dict(zip(self.state_dict(), weights, strict=True)))
+
     @property
     def dims(self) -> tuple[int, ...]:
         """The context widths it has a pair for."""
@@ -145,6 +150,14 @@ class Hypernetwork(nn.Module):
         random = (nn.Dropout, nn.RReLU)
         return self.training and any(isinstance(module, random) for module in self.modules())
 
+    def module(self, dim: int, side: str) -> HypernetworkModule:
+        """The module for contexts of width `dim`; `side` is "k" or "v"."""
+        pair = self.pairs[str(dim)]
+        assert isinstance(pair, nn.ModuleDict)
+        module = pair[side]
+        assert isinstance(module, HypernetworkModule)
+        return module
+
     def describe(self, **changes: Any) -> None:
         """Set fields of the provenance, such as `step=500`."""
         self.provenance = replace(self.provenance, **changes)
@@ -153,12 +166,12 @@ class Hypernetwork(nn.Module):
         self, context_k: Tensor, context_v: Tensor, strength: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Rewrite the contexts (B, T, D) of keys and values; an unknown width passes unchanged."""
-        key = str(context_k.shape[-1])
-        if key not in self.pairs or (strength == 0 and not self.training):
+        dim = context_k.shape[-1]
+        if dim not in self.dims or (strength == 0 and not self.training):
             return context_k, context_v
-        pair = self.pairs[key]
-        assert isinstance(pair, nn.ModuleDict)
-        return pair["k"](context_k, strength), pair["v"](context_v, strength)
+        return self.module(dim, "k")(context_k, strength), self.module(dim, "v")(
+            context_v, strength
+        )
 
 
 def transform_context(context: Tensor, stack: Stack) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Checkpoints: `checkpoints/step-00001000/`, whole or absent.
 
-    <name>.safetensors, <name>.pt   the artifact: what users share
+    <name>-1000.safetensors, .pt    the artifact: what users share
     resume/optimizer.safetensors    what only we read: the optimizer's tensors,
-    state.json                      and everything else
+    state.json                      and everything else, such as the dropout in training
     MANIFEST.json                   size and SHA-256 of every file, written last
 
 A folder is written under a temporary name, flushed, renamed and read back; only then an older one
@@ -15,21 +15,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from hn import __version__
 from hn.errors import ModelError, OptionError, StorageError
 from hn.network.files import load as load_hypernetwork
-from hn.network.files import save as save_hypernetwork
 from hn.network.module import Hypernetwork
 from hn.storage import sync_folder, write_bytes
+from hn.training import artifacts
+from hn.training.trees import flatten, unflatten
 
 PREFIX = "step-"
 MANIFEST = "MANIFEST.json"
@@ -62,6 +62,7 @@ class Checkpoints:
         *,
         every: int,
         limit: int | None,
+        optimizer_name: str | None = None,
         confirm: Callable[[], None] = lambda: None,
     ) -> None:
         self._accelerator = accelerator
@@ -69,6 +70,7 @@ class Checkpoints:
         self._name = name
         self._every = every
         self._limit = limit
+        self._optimizer_name = optimizer_name  # whose state is written for the web UI, too
         self._confirm = confirm  # raises if what would be saved is spoilt
         self._saved_step = -1
 
@@ -83,7 +85,7 @@ class Checkpoints:
         self._confirm()
         state.hypernetwork.describe(step=state.step)
         if self._saved_step != state.step and self._accelerator.is_main_process:
-            write_checkpoint(path, state, self._name)
+            write_checkpoint(path, state, self._name, self._optimizer_name)
             self._rotate()
         self._saved_step = state.step
         self._accelerator.wait_for_everyone()
@@ -91,8 +93,12 @@ class Checkpoints:
     def publish(self, state: TrainingState, folder: Path) -> None:
         """Put the finished artifact into the run's folder."""
         if self._accelerator.is_main_process:
-            for ending in (".pt", ".safetensors"):
-                save_hypernetwork(state.hypernetwork, folder / f"{self._name}{ending}")
+            artifacts.write(
+                state.hypernetwork,
+                folder / self._name,
+                self._optimizer_name,
+                state.optimizer.state_dict(),
+            )
 
     def _rotate(self) -> None:
         """Remove the oldest valid checkpoints beyond the limit, of which at least 2 stay."""
@@ -103,16 +109,19 @@ class Checkpoints:
             shutil.rmtree(_set_aside(path))
 
 
-def write_checkpoint(path: Path, state: TrainingState, name: str) -> None:
+def write_checkpoint(
+    path: Path, state: TrainingState, name: str, optimizer_name: str | None = None
+) -> None:
     """Write one checkpoint folder, whole or not at all, and verify it. Raises `StorageError`."""
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        save_hypernetwork(state.hypernetwork, temporary / f"{name}.safetensors")
-        save_hypernetwork(state.hypernetwork, temporary / f"{name}.pt")
-        description, tensors = flatten(state.optimizer.state_dict())
+        optimizer_state = state.optimizer.state_dict()
+        stem = f"{name}-{state.step}"  # of its own: the web UI remembers files by the name inside
+        artifacts.write(state.hypernetwork, temporary / stem, optimizer_name, optimizer_state)
+        description, tensors = flatten(optimizer_state)
         write_bytes(temporary / OPTIMIZER, save(tensors))
-        _write_json(temporary / "state.json", _describe(state, name, description))
+        _write_json(temporary / "state.json", _describe(state, stem, description))
         _write_json(temporary / MANIFEST, manifest(temporary))
         sync_folder(temporary)
         # Left by a run that went on from an earlier step; nothing of it goes before its successor.
@@ -148,9 +157,9 @@ def restore(path: Path, state: TrainingState) -> None:
         raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
     saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
     _check_fingerprint(saved["fingerprint"], state.fingerprint, path)
-    net = load_hypernetwork(path / f"{saved['name']}.safetensors")
-    state.hypernetwork.load_state_dict(net.state_dict())
-    state.hypernetwork.provenance = net.provenance
+    net = load_hypernetwork(path / f"{saved['artifact']}.safetensors")
+    state.hypernetwork.take_weights(net)
+    state.hypernetwork.provenance = replace(net.provenance, name=state.hypernetwork.provenance.name)
     state.optimizer.load_state_dict(unflatten(saved["optimizer"], load_file(path / OPTIMIZER)))
     if state.scaler is not None and saved["scaler"] is not None:
         state.scaler.load_state_dict(saved["scaler"])
@@ -202,48 +211,10 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return {str(path.relative_to(folder)): _checksum(path) for path in files}
 
 
-def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Split nested dicts, lists and tuples into JSON and named tensors.
-
-    Keys keep their type (optimizer states are keyed by int), so a dict becomes a list of pairs.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def walk(node: Any, name: str) -> Any:
-        if isinstance(node, Tensor):
-            tensors[name] = node.detach().cpu().contiguous().clone()
-            return {"tensor": name}
-        if isinstance(node, dict):
-            return {"dict": [[key, walk(value, f"{name}.{key}")] for key, value in node.items()]}
-        if isinstance(node, list | tuple):
-            kind = "tuple" if isinstance(node, tuple) else "list"
-            return {kind: [walk(value, f"{name}.{i}") for i, value in enumerate(node)]}
-        if node is None or isinstance(node, bool | int | float | str):
-            return {"value": node}
-        raise StorageError(
-            f"the optimizer's state holds a {type(node).__name__} ({name}), which cannot be saved"
-        )
-
-    return walk(tree, "optimizer"), tensors
-
-
-def unflatten(node: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `flatten`."""
-    ((kind, content),) = node.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: unflatten(value, tensors) for key, value in content}
-    if kind in ("list", "tuple"):
-        items = [unflatten(value, tensors) for value in content]
-        return items if kind == "list" else tuple(items)
-    return content
-
-
-def _describe(state: TrainingState, name: str, optimizer: Any) -> dict[str, Any]:
+def _describe(state: TrainingState, artifact: str, optimizer: Any) -> dict[str, Any]:
     return {
         "step": state.step,
-        "name": name,
+        "artifact": artifact,
         "fingerprint": state.fingerprint,
         "scaler": None if state.scaler is None else state.scaler.state_dict(),
         "optimizer": optimizer,

@@ -18,13 +18,13 @@ class Status:
     def __init__(self, folder: Path, *, main_process: bool) -> None:
         self.folder = folder
         self.state: TrainingState | None = None
-        self._main_process = main_process
+        self.main_process = main_process
 
     def write(self, state: str, exit_code: int, reason: str = "") -> None:
         """Write how it is ("running", "done", "interrupted", "failed") and the command that goes on
         from there.
         """
-        if not self._main_process:
+        if not self.main_process:
             return
         content = {
             "state": state,

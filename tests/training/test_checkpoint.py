@@ -62,7 +62,9 @@ def test_the_optimizer_comes_back_to_the_bit_and_goes_on_alike(tmp_path, name):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("file", ["net.pt", "net.safetensors", "state.json", checkpoint.OPTIMIZER])
+@pytest.mark.parametrize(
+    "file", ["net-2.pt", "net-2.safetensors", "state.json", checkpoint.OPTIMIZER]
+)
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty"])
 def test_any_damage_is_found(tmp_path, file, damage):
     path = tmp_path / "step-00000002"

@@ -1,0 +1,255 @@
+"""Which host runs a hypernetwork, which computes something else, and what to change.
+
+Hosts: AUTOMATIC1111's web UI (2023), Forge (2025), ComfyUI (2026), and diffusers through `hn`.
+A file counts as running the same in ComfyUI only if the layers that it would build there are the
+web UI's (`comfyui`).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from hn.network import comfyui, container, files
+from hn.network.a1111 import named_values
+from hn.network.contents import Contents
+
+OVER_BATCH = ("softmax", "softmax2d", "softmin", "logsoftmax")
+SDXL_WIDTH = 2048
+HALF_MAX = 65504.0
+_CONVERT = "tools/convert.py writes it as every host reads it"
+_RECORDS = re.compile(r"data\.pkl|version|data/\d+")
+_NAMES = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)"
+    r"|torch\.(Float|Half|BFloat16|Double|Int|Long|Byte)Storage|(__builtin__|builtins)\.set"
+)
+
+
+class Outcome(IntEnum):
+    """What becomes of a file in a host; the worst finding decides."""
+
+    SAME = 0
+    OTHER = 1
+    IGNORED = 2
+    REFUSED = 3
+
+    @property
+    def words(self) -> str:
+        """The outcome in words."""
+        return ("runs the same", "computes something else", "silently ignored", "refused")[self]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason, and its remedy ("" where there is none)."""
+
+    outcome: Outcome
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one host makes of a file, and why."""
+
+    host: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst of the findings."""
+        return max((finding.outcome for finding in self.findings), default=Outcome.SAME)
+
+
+def judge(contents: Contents, path: Path | None = None) -> list[Verdict]:
+    """The verdicts of all hosts: on the file at `path`, or on the `.pt` that would be written."""
+    everywhere = [*_spoilt(contents), *_depends_on_batch(contents)]
+    in_file = list(_file_findings(path, contents)) if path is not None else []
+    hosts = {
+        "A1111": [*in_file, *_a1111(contents)],
+        "Forge": [
+            Finding(
+                Outcome.IGNORED,
+                "it reads hypernetworks and does nothing with them",
+                "use A1111, ComfyUI, or diffusers with hn",
+            )
+        ],
+        "ComfyUI": [*_comfyui_file(path), *_comfyui(contents)],
+        "diffusers": [],
+    }
+    return [Verdict(host, (*found, *everywhere)) for host, found in hosts.items()]
+
+
+def in_words(verdicts: list[Verdict]) -> list[dict[str, Any]]:
+    """The verdicts in plain words, for reports and programs."""
+    return [
+        {
+            "host": verdict.host,
+            "outcome": verdict.outcome.words,
+            "reasons": [finding.reason for finding in verdict.findings],
+            "remedies": list(dict.fromkeys(f.remedy for f in verdict.findings if f.remedy)),
+        }
+        for verdict in verdicts
+    ]
+
+
+def as_lines(verdicts: list[dict[str, Any]]) -> str:
+    """What `in_words` gives, one host below the other, with reasons and remedies."""
+    lines = []
+    for verdict in verdicts:
+        lines.append(f"  {verdict['host']:<10} {verdict['outcome']}")
+        lines += [f"{'':<13}- {reason}" for reason in verdict["reasons"]]
+        lines += [f"{'':<13}-> {remedy}" for remedy in verdict["remedies"]]
+    return "\n".join(lines)
+
+
+def mended(contents: Contents) -> Contents:
+    """The same function, described so that more hosts compute it: no dropout, no unused activation.
+
+    What else can be mended (flags, names, order, container) is so by writing the file.
+    """
+    config = contents.config
+    applied = config.activate_output or len(config.layer_structure) > 2
+    activation = config.activation_func if applied else "linear"
+    return contents.with_dropout().with_config(activation_func=activation)
+
+
+def _file_findings(path: Path, contents: Contents) -> Iterator[Finding]:
+    """What the web UI's listing and its safety check make of the file itself."""
+    if path.suffix != ".pt":
+        yield Finding(
+            Outcome.IGNORED,
+            f"it lists .pt files only, and this is a '{path.suffix}'",
+            f"tools/convert.py {path.name} -o {path.stem}.pt",
+        )
+    elif files.is_safetensors(path):
+        yield Finding(Outcome.REFUSED, "it is a .safetensors file named .pt", _CONVERT)
+    else:
+        wrapping = container.examine(path)
+        foreign = [n for n in sorted(wrapping.records) if not _RECORDS.fullmatch(n)]
+        foreign += [n for n in sorted(wrapping.names) if not _NAMES.fullmatch(n)]
+        if foreign:
+            yield Finding(
+                Outcome.REFUSED, f"its safety check does not know {', '.join(foreign)}", _CONVERT
+            )
+    if path.stem == "None":
+        yield Finding(Outcome.IGNORED, "the name None means no hypernetwork there", "rename it")
+    if contents.provenance.name not in ("", path.stem):
+        yield Finding(
+            Outcome.SAME,
+            f"it is called '{contents.provenance.name}' inside, which is what the web UI remembers "
+            "it by: after another file called so, that one is used",
+            _CONVERT,
+        )
+
+
+def _a1111(contents: Contents) -> Iterator[Finding]:
+    text = _text_widths(contents)
+    if text:
+        yield Finding(
+            Outcome.OTHER, f"the widths {text} are stored as text, which it ignores", _CONVERT
+        )
+    if SDXL_WIDTH in contents.config.dims:
+        yield Finding(
+            Outcome.IGNORED,
+            f"it hooks no SDXL model (width {SDXL_WIDTH})",
+            "use ComfyUI, or diffusers with hn",
+        )
+
+
+def _comfyui_file(path: Path | None) -> Iterator[Finding]:
+    if path is not None and files.is_safetensors(path):
+        yield Finding(
+            Outcome.IGNORED,
+            "it finds no widths in a .safetensors file, and patches nothing",
+            f"tools/convert.py {path.name} -o {path.stem}.pt",
+        )
+
+
+def _comfyui(contents: Contents) -> Iterator[Finding]:
+    """What ComfyUI makes of the flags as stored and of the tensors in their stored order."""
+    values = contents.values or named_values(contents, "")
+    activation = values.get("activation_func", "linear")
+    if _text_widths(contents):
+        yield Finding(Outcome.REFUSED, "widths stored as text stop it", _CONVERT)
+    if activation not in comfyui.ACTIVATIONS:
+        yield Finding(
+            Outcome.REFUSED,
+            f"it knows no activation {activation!r}",
+            _CONVERT
+            if named_values(mended(contents), "")["activation_func"] in comfyui.ACTIVATIONS
+            else f"train with one of {', '.join(comfyui.ACTIVATIONS)}",
+        )
+        return
+    if comfyui.differs(contents, values):
+        yield from _reasons(contents, values)
+    if any(float(t.abs().max()) > HALF_MAX for t in contents.tensors.values() if t.numel()):
+        yield Finding(
+            Outcome.OTHER, "it computes in half precision, where some weights are infinite"
+        )
+
+
+def _text_widths(contents: Contents) -> list[str]:
+    return [key for key in contents.values if isinstance(key, str) and key.isdigit()]
+
+
+def _reasons(contents: Contents, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Why the layers differ; there is always at least one reason."""
+    config = contents.config
+    curved = config.activation_func not in ("linear", None)
+    found = []
+    if values.get("use_dropout", False):
+        found.append(
+            Finding(
+                Outcome.OTHER,
+                "it draws dropout while it paints",
+                "tools/convert.py --fix removes what only training needs",
+            )
+        )
+    if curved and config.activate_output and not values.get("activate_output", False):
+        found.append(
+            Finding(
+                Outcome.OTHER,
+                "activate_output is not stored, and it assumes the opposite",
+                _CONVERT,
+            )
+        )
+    if curved and config.is_layer_norm and not values.get("activate_output", False):
+        found.append(
+            Finding(
+                Outcome.OTHER,
+                "with layer norm it activates the last layer too",
+                "tools/convert.py --fix, since the activation is not used"
+                if mended(contents).config.activation_func == "linear"
+                else "train without layer norm, with a linear activation, or with activate_output",
+            )
+        )
+    if list(contents.tensors) != list(contents.packed()):
+        found.append(
+            Finding(
+                Outcome.OTHER, "it takes the layers in the order in which they are stored", _CONVERT
+            )
+        )
+    yield from found or [Finding(Outcome.OTHER, "it builds other layers from this file")]
+
+
+def _spoilt(contents: Contents) -> Iterator[Finding]:
+    spoilt = contents.spoilt
+    if spoilt:
+        yield Finding(
+            Outcome.REFUSED,
+            f"{len(spoilt)} tensors hold NaN or infinity ({spoilt[0]}); a host that loads it "
+            "paints black",
+            "go back to an earlier checkpoint",
+        )
+
+
+def _depends_on_batch(contents: Contents) -> Iterator[Finding]:
+    if contents.config.activation_func in OVER_BATCH:
+        yield Finding(
+            Outcome.SAME,
+            f"{contents.config.activation_func} runs over the batch: what is painted together "
+            "changes each other, in every host",
+        )

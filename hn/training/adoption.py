@@ -1,0 +1,70 @@
+"""The optimizer state that the web UI left beside a hypernetwork, taken over.
+
+Only its moments are: rate, betas and the rest are those of the present settings. (In the web UI the
+old rate came back with the state and stayed until the schedule's next stage.)
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hn.errors import OptionError
+from hn.network import sidecar
+from hn.network.sidecar import Sidecar
+
+_CHOICES = (
+    "adopt_optimizer = always takes it all the same (right for intermediate files of the web UI, "
+    "whose hash never matches), never leaves it"
+)
+
+
+def find(path: Path, adopt: str, optimizer: str) -> Sidecar | None:
+    """The state beside the `.pt` at `path`, if there is one to adopt for this `optimizer` class.
+
+    Raises `OptionError` for one that does not belong to the file or is another optimizer's: a state
+    is never dropped without a word.
+    """
+    beside = sidecar.beside(path)
+    if not beside.exists():
+        if adopt == "always":
+            raise OptionError(f"adopt_optimizer is always, but there is no {beside}")
+        return None
+    if adopt == "never":
+        print(f"{beside} is left alone, since adopt_optimizer is never")
+        return None
+    found = sidecar.read(beside)
+    file_hash = sidecar.short_hash(path)
+    if adopt == "matching" and found.file_hash != file_hash:
+        raise OptionError(
+            f"{beside} was written for another file: its hash is {found.file_hash}, that of {path} "
+            f"is {file_hash}. {_CHOICES}."
+        )
+    if found.optimizer_name != optimizer:
+        raise OptionError(
+            f"{beside} is the state of {found.optimizer_name}, but the optimizer is {optimizer}: "
+            f"set optimizer = {found.optimizer_name}, or adopt_optimizer = never"
+        )
+    return found
+
+
+def adopt(optimizer: torch.optim.Optimizer, found: Sidecar) -> None:
+    """Give the optimizer the state of its parameters. Raises `OptionError` if it does not fit."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = found.state["state"]
+    faults = [f"it has no parameter {n}" for n in state if n not in range(len(parameters))]
+    faults += [
+        f"{name} of parameter {number} has the shape {tuple(value.shape)}, not "
+        f"{tuple(parameters[number].shape)}"
+        for number, values in state.items()
+        if number in range(len(parameters))
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.dim() and value.shape != parameters[number].shape
+    ]
+    if faults:
+        raise OptionError(
+            f"the optimizer state beside the hypernetwork does not fit it: {faults[0]}. "
+            "adopt_optimizer = never trains without it."
+        )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,35 @@
+"""The artifact: what users share. Both kinds of file, without what only training needs."""
+
+from pathlib import Path
+from typing import Any
+
+from hn.network import files, sidecar
+from hn.network.contents import Contents
+from hn.network.module import Hypernetwork
+from hn.network.portability import mended
+from hn.network.sidecar import Sidecar
+from hn.storage import write_bytes
+
+
+def shared(net: Hypernetwork) -> Contents:
+    """What is written of a hypernetwork: no dropout, which ComfyUI would draw while it paints."""
+    return mended(Contents.of(net))
+
+
+def write(
+    net: Hypernetwork, stem: Path, optimizer_name: str | None, optimizer_state: dict[str, Any]
+) -> None:
+    """Write `<stem>.safetensors`, `<stem>.pt` and, with an `optimizer_name`, `<stem>.pt.optim`.
+
+    The sidecar comes last and carries the hash of the finished `.pt`: so the web UI accepts it, at
+    every step. Raises `StorageError`.
+    """
+    contents = shared(net)
+    pt = stem.with_name(f"{stem.name}.pt")
+    files.write(contents, stem.with_name(f"{stem.name}.safetensors"))
+    files.write(contents, pt)
+    if optimizer_name is not None:
+        state = Sidecar(
+            optimizer_name=optimizer_name, file_hash=sidecar.short_hash(pt), state=optimizer_state
+        )
+        write_bytes(sidecar.beside(pt), sidecar.to_bytes(state))
