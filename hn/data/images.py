@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pyarrow.lib import ArrowException
 from torch import Tensor
 from tqdm import tqdm
@@ -138,6 +138,10 @@ def open_picture(example: Example) -> Image.Image:
                     )
                 picture.load()
                 return _to_rgb(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError as error:  # its own message shows an object's address
+        raise DataError(
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
+        ) from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"

@@ -153,6 +153,15 @@ def test_what_is_no_picture_is_named_with_the_reason(fault, tmp_path):
         open_picture(next(iter(examples(dataset, "reading"))))
 
 
+def test_the_reason_is_the_same_every_time():
+    """Pillow's own words hold the address of an object."""
+    with pytest.raises(DataError) as caught:
+        opened(NOT_PICTURES["html"][0])
+    assert str(caught.value) == (
+        "it.png: cannot be read as PNG, JPEG, WEBP, BMP: cannot identify its content"
+    )
+
+
 def test_a_picture_of_a_hundred_million_pixels_is_not_too_large():
     with pytest.raises(DataError, match=r"truncated|broken|not enough"):  # that is all it lacks
         opened(claiming(10_000, 10_000))
