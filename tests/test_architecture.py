@@ -18,7 +18,7 @@ FLOORS = [
     {"hn.network"},
     {"hn.diffusion"},
     {"hn.data"},
-    {"hn.training"},
+    {"hn.training", "hn.prepare"},
     {"hn.evaluation"},
     {"hn.build", "hn.launch"},
 ]
