@@ -23,6 +23,14 @@ class ModelConfig:
     """Weight files to take, such as "fp16"."""
     sd_checkpoint_file: str | None = None
     """The single file of this model, if there is one: its short hash is noted in the artifact."""
+    prompt_syntax: Literal["plain", "webui"] = "plain"
+    """How captions and prompts are read. plain: as text, cut at one chunk of 75 tokens. webui:
+    (word:1.2), ((word)), [word] and BREAK as the web UI reads them, in as many chunks as it takes;
+    captions with parentheses that mean nothing, as tags of pictures often have, need \\( and \\).
+    """
+    clip_skip: int = 1
+    """The text encoder's layer that is read, from the end: 1 is the last; models for anime often
+    want 2."""
     enable_xformers_memory_efficient_attention: bool = False
     """Use xformers' attention instead of torch's."""
 

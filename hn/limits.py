@@ -28,6 +28,7 @@ def _range_faults(config: Config) -> list[str]:
         "max_train_steps": training.max_train_steps,
         "train_batch_size": training.train_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "clip_skip": config.model.clip_skip,
         "crops_per_image": data.crops_per_image,
         "logging_steps": output.logging_steps,
         "validation_inference_steps": validation.validation_inference_steps,

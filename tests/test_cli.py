@@ -69,6 +69,7 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
     [
         (["--max_train_steps", "0"], "max_train_steps must be at least 1; found 0"),
         (["--train_batch_size", "-1"], "train_batch_size must be at least 1; found -1"),
+        (["--clip_skip", "0"], "clip_skip must be at least 1; found 0"),
         (["--resolution", "100"], "resolution must be a multiple of 8"),
         (["--tag_dropout", "1.5"], "tag_dropout must be from 0 to 1; found 1.5"),
         (["--noise_offset", "nan"], "noise_offset must not be negative; found nan"),

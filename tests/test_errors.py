@@ -83,6 +83,7 @@ def test_dims_that_the_unet_does_not_have(model, pictures, tmp_path, capsys):
         ({"learning_rate": "-1"}, 2, ["not a positive number"]),
         ({"activation_func": "swoosh"}, 4, ["activation_func 'swoosh'", "relu"]),
         ({"layer_structure": [1, 2]}, 4, ["layer_structure must start and end with 1"]),
+        ({"clip_skip": 2}, 2, ["clip_skip must be from 1 to 1", "found 2"]),
         ({"mixed_precision": "fp16"}, 2, ["fp16 needs a GPU"]),
         ({"template": "nonsense"}, 3, ["template 'nonsense'", "none, style, subject"]),
         ({"validation_data_dir": "gone"}, 3, ["validation_data_dir 'gone'"]),

@@ -17,7 +17,7 @@ from hn.network.module import Hypernetwork
 
 
 def _state(base: BaseModel) -> dict[str, torch.Tensor]:
-    parts = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoder}
+    parts = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoder.model}
     return {f"{n}.{k}": t for n, part in parts.items() for k, t in part.state_dict().items()}
 
 
@@ -58,7 +58,7 @@ def test_every_module_learns_by_step_2_and_nothing_else_does(
             module = net.pairs[str(dim)][kind]
             size = sum(float(p.grad.abs().sum()) for p in module.parameters() if p.dim() == 2)
             assert size > 0, f"{dim} {kind}"
-    for part in (base.unet, base.vae, base.text_encoder):
+    for part in (base.unet, base.vae, base.text_encoder.model):
         assert all(p.grad is None and not p.requires_grad for p in part.parameters())
     for key, tensor in _state(base).items():
         assert torch.equal(tensor, before[key]), key

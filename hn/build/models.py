@@ -19,6 +19,8 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         model.pretrained_model_name_or_path,
         revision=model.revision,
         variant=model.variant,
+        prompt_syntax=model.prompt_syntax,
+        clip_skip=model.clip_skip,
         dtype=dtypes[accelerator.mixed_precision],
         device=accelerator.device,
     )
@@ -41,10 +43,11 @@ def build_painter(config: Config, base: BaseModel, contexts: Contexts) -> Painte
     prompts = list(validation.validation_prompt)
     if not prompts:
         return None
+    stacked = contexts.stack([*prompts, validation.validation_negative_prompt])
     return Painter(
         base,
-        contexts.stack(prompts),
-        contexts.stack([validation.validation_negative_prompt]),
+        stacked[:-1],
+        stacked[-1:],
         resolution=config.data.resolution,
         steps=validation.validation_inference_steps,
         guidance_scale=validation.validation_guidance_scale,

@@ -57,7 +57,8 @@ def build_batches(
     )
     latents = encode_latents(dataset, base, data, training.seed)
     every_prompt = prompts.all()
-    report_cut_prompts(base, every_prompt or list(dataset["caption"]), accelerator)
+    for remark in base.text_encoder.remarks(every_prompt or list(dataset["caption"])):
+        accelerator.print(remark)
     if every_prompt is not None:
         contexts.encode(every_prompt)
         base.free_text_encoder()
@@ -71,16 +72,6 @@ def build_batches(
             "pictures"
         )
     return Batches(latents, prompts, contexts, layout, training.seed)
-
-
-def report_cut_prompts(base: BaseModel, prompts: list[str], accelerator: Accelerator) -> None:
-    """Say how many prompts are longer than the text encoder reads."""
-    cut = [prompt for prompt in prompts if base.excess_tokens(prompt)]
-    if cut:
-        accelerator.print(
-            f"{len(cut)} of {len(prompts)} prompts are cut at {base.tokenizer.model_max_length} "
-            f"tokens; the longest begins {max(cut, key=len)[:60]!r}"
-        )
 
 
 def build_held_out(

@@ -42,6 +42,8 @@ def build_state(
     training, data = config.training, config.data
     fingerprint = {
         "base_model": Path(config.model.pretrained_model_name_or_path).name,
+        "prompt_syntax": config.model.prompt_syntax,
+        "clip_skip": config.model.clip_skip,
         "structure": asdict(hypernetwork.config),
         "pictures": digest,
         "global_batch": training.train_batch_size

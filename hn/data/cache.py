@@ -14,10 +14,11 @@ from hn import rng
 from hn.config import DataConfig
 from hn.data.images import examples, open_picture, to_tensor
 from hn.diffusion.base_model import BaseModel, Moments
+from hn.diffusion.text_encoder import stack_contexts
 from hn.errors import NumericsError
 
 ENCODED_AT_ONCE = 32  # prompts
-KEPT = 4096  # contexts: 1 GB of them for SD 1; more only come up where tags are shuffled
+KEPT = 4096  # contexts: 1 GB of one chunk for SD 1; more only come up where tags are shuffled
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ class Contexts:
             starts, desc="encoding prompts", unit="batch", leave=False, disable=len(starts) < 4
         ):
             chunk = new[start : start + ENCODED_AT_ONCE]
-            self._known |= zip(chunk, self._base.encode_prompts(chunk).cpu(), strict=True)
+            encoded = [context.cpu() for context in self._base.encode_prompts(chunk)]
+            self._known |= zip(chunk, encoded, strict=True)
 
     def stack(self, prompts: list[str]) -> Tensor:
         """Contexts (B, T, D) of the prompts, on the CPU; beyond `KEPT` the oldest are forgotten."""
         self.encode(prompts)
-        contexts = torch.stack([self._known[prompt] for prompt in prompts])
+        contexts = stack_contexts([self._known[prompt] for prompt in prompts])
         for oldest in list(self._known)[: max(0, len(self._known) - KEPT)]:
             del self._known[oldest]
         return contexts

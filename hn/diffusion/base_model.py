@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from hn.diffusion.attention import context_dims
 from hn.diffusion.objective import Prediction
+from hn.diffusion.text_encoder import Syntax, TextEncoder
 from hn.errors import ModelError
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -39,21 +40,19 @@ class BaseModel:
         name: str,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
+        text_encoder: TextEncoder,
         scheduler: DDIMScheduler,
     ) -> None:
         self.name = name
         self.unet = unet
         self.scheduler = scheduler
-        self.tokenizer = tokenizer
         self._vae: AutoencoderKL | None = vae
         self._vae_parked = False
-        self._text_encoder: CLIPTextModel | None = text_encoder
+        self._text_encoder: TextEncoder | None = text_encoder
         self.prediction: Prediction = _prediction(scheduler)
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.downscaling = 2 ** (len(vae.config["block_out_channels"]) - 1)
-        for part in (unet, vae, text_encoder):
+        for part in (unet, vae):
             part.requires_grad_(False).eval()
 
     @classmethod
@@ -63,12 +62,15 @@ class BaseModel:
         *,
         revision: str | None = None,
         variant: str | None = None,
+        prompt_syntax: Syntax = "plain",
+        clip_skip: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
         """Load from a folder or hub id, in `dtype`; the autoencoder stays in float32.
 
-        Raises `ModelError` naming what is missing, before anything large is read.
+        Raises `ModelError` naming what is missing, before anything large is read, and `OptionError`
+        if the text encoder has fewer layers than `clip_skip`.
         """
         check_layout(name)
         at: dict[str, Any] = {"revision": revision}
@@ -80,7 +82,7 @@ class BaseModel:
             vae = AutoencoderKL.from_pretrained(
                 name, subfolder="vae", torch_dtype=torch.float32, **source
             )
-            text_encoder = CLIPTextModel.from_pretrained(
+            text_model = CLIPTextModel.from_pretrained(
                 name, subfolder="text_encoder", dtype=dtype, **source
             )
             tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **at)
@@ -97,8 +99,9 @@ class BaseModel:
             name=name,
             unet=unet,
             vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
+            text_encoder=TextEncoder(
+                tokenizer, text_model, syntax=prompt_syntax, clip_skip=clip_skip
+            ),
             scheduler=scheduler,
         )
         return base.to(device)
@@ -136,7 +139,7 @@ class BaseModel:
         return self._vae
 
     @property
-    def text_encoder(self) -> CLIPTextModel:
+    def text_encoder(self) -> TextEncoder:
         """The text encoder. Raises `ModelError` after `free_text_encoder`."""
         if self._text_encoder is None:
             raise ModelError(
@@ -176,21 +179,9 @@ class BaseModel:
             self.vae.to("cpu")
         return [Image.fromarray(picture.numpy()) for picture in values.permute(0, 2, 3, 1).cpu()]
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Contexts (B, T, D) of prompts; what exceeds T tokens is cut."""
-        tokens = self.tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state
-
-    def excess_tokens(self, prompt: str) -> int:
-        """How many tokens of `prompt` do not fit."""
-        return max(0, len(self.tokenizer(prompt).input_ids) - self.tokenizer.model_max_length)
+    def encode_prompts(self, prompts: list[str]) -> list[Tensor]:
+        """The context (T, D) of each prompt; `stack_contexts` joins different lengths."""
+        return self.text_encoder.encode(prompts)
 
 
 def check_layout(name: str) -> None:

@@ -118,7 +118,7 @@ def test_every_variant_is_drawn(base):
 
 def test_the_context_is_that_of_the_prompts(base):
     batch = next(make_batches(base).at(0))
-    assert torch.equal(batch.context, base.encode_prompts(batch.prompts))
+    assert torch.equal(batch.context, torch.stack(base.encode_prompts(batch.prompts)))
 
 
 def test_deterministic_latents_are_the_mean():
@@ -227,12 +227,12 @@ def test_a_picture_whose_latents_are_not_finite_is_named(model, pictures):
 
 def test_each_prompt_is_encoded_once(base):
     contexts, rows = Contexts(base), []
-    hook = base.text_encoder.register_forward_hook(lambda *call: rows.append(len(call[1][0])))
+    hook = base.text_encoder.model.register_forward_hook(lambda *call: rows.append(len(call[1][0])))
     contexts.encode(["a", "b", "a"])
     stacked = contexts.stack(["b", "c", "b"])
     hook.remove()
     assert rows == [2, 1]
-    expected = base.encode_prompts(["b", "c"])
+    expected = torch.stack(base.encode_prompts(["b", "c"]))
     torch.testing.assert_close(stacked, expected[[0, 1, 0]])
 
 

@@ -34,7 +34,7 @@ def test_prompts_are_encoded_as_diffusers_does(base, model):
     pipeline = StableDiffusionPipeline.from_pretrained(model)
     for prompt in PROMPTS:
         expected, _ = pipeline.encode_prompt(prompt, torch.device("cpu"), 1, False)
-        assert torch.equal(base.encode_prompts([prompt]), expected)
+        assert torch.equal(torch.stack(base.encode_prompts([prompt])), expected)
 
 
 def test_pictures_come_back_through_the_autoencoder(base):
@@ -69,8 +69,8 @@ def test_what_was_freed_says_so(model):
 
 
 def test_long_prompts_are_counted(base):
-    assert base.excess_tokens("red") == 0
-    assert base.excess_tokens("red " * 40) == 40 + 2 - 32
+    assert base.text_encoder.excess_tokens("red") == 0
+    assert base.text_encoder.excess_tokens("red " * 40) == 40 + 2 - 32
 
 
 def test_another_prediction_is_refused(tmp_path):
