@@ -140,6 +140,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         return _converted(value, inner[0], where)
     if origin is Literal and value in get_args(hint):
         return value
+    if hint == tuple[int, ...] and isinstance(value, int):
+        value = [value]  # as on the command line: resolution = 512
     if origin is tuple and isinstance(value, list):
         return tuple(_converted(item, get_args(hint)[0], where) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

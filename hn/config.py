@@ -83,12 +83,14 @@ class DataConfig:
     """Its column of captions."""
     validation_data_dir: str | None = None
     """Folder of pictures not trained on, for the held-out loss against the base model."""
-    resolution: int = 512
-    """Side of the square training pictures in pixels."""
+    resolution: tuple[int, ...] = (512,)
+    """Size of the training pictures in pixels: one number for squares, or width and height."""
+    resize_mode: Literal["crop", "stretch"] = "crop"
+    """Fill the size and cut off the rest, or stretch to it as the web UI does."""
     random_crop: bool = False
-    """Random squares instead of the centre."""
+    """Cut at random places instead of the centre."""
     crops_per_image: int = 4
-    """How many random squares of each picture are encoded."""
+    """How many random crops of each picture are encoded."""
     random_flip: bool = False
     """Mirror half of the samples."""
     missing_caption: Literal["error", "filename", "empty"] = "error"
@@ -104,6 +106,11 @@ class DataConfig:
     """Chance of an empty prompt."""
     latent_sampling: Literal["once", "deterministic", "random"] = "once"
     """Latents: one sample per picture, the mean, or a new sample every time."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the training pictures in pixels."""
+        return self.resolution[0], self.resolution[-1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from hn.config import Config
+from hn.config import Config, DataConfig
 from hn.errors import OptionError
 
 
@@ -54,8 +54,7 @@ def _range_faults(config: Config) -> list[str]:
         for name, value in shares.items()
         if not 0 <= value <= 1
     ]
-    if data.resolution < 16 or data.resolution % 8:
-        faults.append(f"resolution must be a multiple of 8, at least 16; found {data.resolution}")
+    faults += _size_faults(data)
     gamma = config.objective.snr_gamma
     if gamma is not None and not (gamma > 0 and math.isfinite(gamma)):
         faults.append(f"snr_gamma must be greater than 0, 5 is usual; found {gamma}")
@@ -64,6 +63,16 @@ def _range_faults(config: Config) -> list[str]:
             f"checkpoints_total_limit must be at least 2; found {output.checkpoints_total_limit}"
         )
     return faults
+
+
+def _size_faults(data: DataConfig) -> list[str]:
+    sides = data.resolution
+    if len(sides) in (1, 2) and all(side >= 16 and side % 8 == 0 for side in sides):
+        return []
+    return [
+        "resolution must be one multiple of 8, at least 16, or two (width and height); found "
+        f"{' '.join(map(str, sides)) or 'none'}"
+    ]
 
 
 def _combination_faults(config: Config) -> list[str]:
@@ -78,6 +87,11 @@ def _combination_faults(config: Config) -> list[str]:
         faults.append(
             "give either train_data_dir or dataset_name; found "
             f"{' and '.join(sources) or 'neither'}"
+        )
+    if config.data.random_crop and config.data.resize_mode == "stretch":
+        faults.append(
+            "random_crop is for resize_mode crop, since stretching leaves nothing to cut off: give "
+            "one of the two"
         )
     name = config.network.name
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):

@@ -36,6 +36,21 @@ def test_the_resolved_configuration_reads_back_to_the_same(tmp_path):
     assert cli.read_toml(file) == config
 
 
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("512", (512, 512)), ("[512]", (512, 512)), ("[512, 768]", (512, 768))],
+)
+def test_a_resolution_is_one_number_or_width_and_height(tmp_path, written, size):
+    file = tmp_path / "sizes.toml"
+    file.write_text(f"[data]\nresolution = {written}\n")
+    config = cli.parse([*NEEDED, "--config", str(file)])
+    assert config.data.size == size
+    file.write_text(cli.to_toml(config), encoding="utf-8")
+    assert cli.read_toml(file).data.resolution == config.data.resolution
+    numbers = written.strip("[]").split(", ")
+    assert cli.parse([*NEEDED, "--resolution", *numbers]).data == config.data
+
+
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in cli.RECIPES.glob("*.toml")))
 def test_every_recipe_is_a_complete_configuration(recipe):
     check(cli.parse(["--config", recipe]))
@@ -53,6 +68,9 @@ def test_every_recipe_is_a_complete_configuration(recipe):
         ("[training]\nseed = 'x'", "training.seed must be int; found 'x'"),
         ("[training]\nmixed_precision = 'fp8'", "must be 'no' or 'fp16' or 'bf16'; found 'fp8'"),
         ("[network]\nlayer_structure = 3", "network.layer_structure must be"),
+        ("[data]\nresolution = '512'", "data.resolution must be tuple; found '512'"),
+        ("[data]\nresolution = true", "data.resolution must be int; found True"),
+        ("[data]\nresolution = [512.0]", "data.resolution must be int; found 512.0"),
         ("[training", "cannot read"),
     ],
 )
@@ -70,7 +88,10 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
         (["--max_train_steps", "0"], "max_train_steps must be at least 1; found 0"),
         (["--train_batch_size", "-1"], "train_batch_size must be at least 1; found -1"),
         (["--clip_skip", "0"], "clip_skip must be at least 1; found 0"),
-        (["--resolution", "100"], "resolution must be a multiple of 8"),
+        (["--resolution", "100"], "resolution must be one multiple of 8, at least 16"),
+        (["--resolution", "512", "8"], "or two (width and height); found 512 8"),
+        (["--resolution", "64", "64", "64"], "or two (width and height); found 64 64 64"),
+        (["--random_crop", "--resize_mode", "stretch"], "random_crop is for resize_mode crop"),
         (["--tag_dropout", "1.5"], "tag_dropout must be from 0 to 1; found 1.5"),
         (["--noise_offset", "nan"], "noise_offset must not be negative; found nan"),
         (["--snr_gamma", "0"], "snr_gamma must be greater than 0"),

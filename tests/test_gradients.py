@@ -40,7 +40,7 @@ def test_every_module_learns_by_step_2_and_nothing_else_does(
     model, pictures, activation, checkpointing
 ):
     base = BaseModel.load(str(model))
-    data = DataConfig(train_data_dir=str(pictures), resolution=16)
+    data = DataConfig(train_data_dir=str(pictures), resolution=(16,))
     dataset = load_examples(data)
     net = Hypernetwork.create(base.dims, activation_func=activation, seed=0)
     prompts = Prompts(list(dataset["caption"]), ["[filewords]"], "x", data, 0)

@@ -215,3 +215,40 @@ def test_previews_disturb_nothing(model, pictures, tmp_path):
         )
         assert runs.train_here([*flags, "--validation_inference_steps", "2"]) == 0
     assert runs.same_tensors(tmp_path / "with/run/run.pt", tmp_path / "without/run/run.pt")
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("resize_mode", ["crop", "stretch"])
+def test_a_wide_training_size_is_that_of_latents_and_previews(
+    model, pictures, tmp_path, resize_mode
+):
+    flags = runs.settings(
+        model,
+        pictures,
+        tmp_path,
+        resolution=[24, 16],
+        resize_mode=resize_mode,
+        max_train_steps=2,
+        validation_data_dir=pictures,
+        validation_prompt=["a red star"],
+        validation_inference_steps=2,
+        validation_strengths=[1],
+    )
+    assert runs.train_here(flags) == 0
+    preview = Image.open(tmp_path / "run/previews/step-00000002.png")
+    # tiny pictures are enlarged, here five times; beside and above them are margins and labels
+    assert preview.size == (5 * 24 + 8, 5 * 16 + 40)
+    assert "heldout_loss" in runs.metrics(tmp_path / "run")[-1]
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_run_of_an_older_settings_file_is_the_same_run(model, pictures, tmp_path):
+    """`resolution = 16`, as it was written before it could be two numbers."""
+    assert runs.train_here(runs.settings(model, pictures, tmp_path / "flags")) == 0
+    written = (tmp_path / "flags/run/config.toml").read_text()
+    assert "resolution = [16]" in written
+    file = tmp_path / "old.toml"
+    file.write_text(written.replace("resolution = [16]", "resolution = 16"))
+    flags = ["--config", str(file), "--output_dir", str(tmp_path / "file")]
+    assert runs.train_here(flags) == 0
+    assert runs.same_tensors(tmp_path / "flags/run/run.pt", tmp_path / "file/run/run.pt")

@@ -48,7 +48,7 @@ def build_painter(config: Config, base: BaseModel, contexts: Contexts) -> Painte
         base,
         stacked[:-1],
         stacked[-1:],
-        resolution=config.data.resolution,
+        size=config.data.size,
         steps=validation.validation_inference_steps,
         guidance_scale=validation.validation_guidance_scale,
         seed=validation.validation_seed,

@@ -23,7 +23,7 @@ def build_dataset(config: Config) -> tuple[Dataset, str]:
     check_layout(config.model.pretrained_model_name_or_path)
     load_template(config.data.template)
     dataset = load_examples(config.data)
-    return dataset, check_pictures(dataset, config.data.resolution)
+    return dataset, check_pictures(dataset, config.data.size)
 
 
 def build_held_out_dataset(config: Config) -> Dataset | None:
@@ -33,7 +33,7 @@ def build_held_out_dataset(config: Config) -> Dataset | None:
         return None
     folder = Path(data.validation_data_dir)
     dataset = read_folder(folder, data.missing_caption, setting="validation_data_dir")
-    check_pictures(dataset, data.resolution)
+    check_pictures(dataset, data.size)
     return dataset
 
 

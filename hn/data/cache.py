@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from hn import rng
 from hn.config import DataConfig
-from hn.data.images import examples, open_picture, to_tensor
+from hn.data.framing import frame, to_tensor
+from hn.data.images import examples, open_picture
 from hn.diffusion.base_model import BaseModel, Moments
 from hn.diffusion.text_encoder import stack_contexts
 from hn.errors import NumericsError
@@ -56,9 +57,11 @@ def encode_latents(dataset: Dataset, base: BaseModel, config: DataConfig, seed: 
     means, stds = [], []
     for number, example in enumerate(examples(dataset, "encoding pictures")):
         picture = open_picture(example)
-        crops = [
-            to_tensor(picture, config.resolution, place) for place in _places(config, seed, number)
+        frames = [
+            frame(picture, config.size, place, config.resize_mode)
+            for place in _places(config, seed, number)
         ]
+        crops = [to_tensor(picture, seen) for seen in frames]
         mirrored = [crop.flip(-1) for crop in crops] if config.random_flip else []
         moments = base.encode_images(torch.stack(crops + mirrored))
         if not (moments.mean.isfinite().all() and moments.std.isfinite().all()):

@@ -1,5 +1,4 @@
-"""Pictures: from a folder or an HF dataset to one `datasets.Dataset`, and from one file to a
-training tensor.
+"""Pictures: from a folder or an HF dataset to one `datasets.Dataset`, and from one file to RGB.
 
 A folder's captions are read by us: datasets' own `imagefolder` loader drops `.txt` captions without
 a word.
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pyarrow.lib import ArrowException
-from torch import Tensor
 from tqdm import tqdm
 
 from hn.config import DataConfig
@@ -93,8 +90,8 @@ def examples(dataset: Dataset, description: str) -> Iterator[Example]:
         yield Example(row["name"], row["image"], row["caption"])
 
 
-def check_pictures(dataset: Dataset, resolution: int) -> str:
-    """Decode every picture once, before any model is loaded.
+def check_pictures(dataset: Dataset, size: tuple[int, int]) -> str:
+    """Decode every picture once, before any model is loaded; name those smaller than `size`.
 
     Returns a digest of all names, captions and bytes. Raises `DataError` listing all pictures that
     cannot be used.
@@ -106,7 +103,7 @@ def check_pictures(dataset: Dataset, resolution: int) -> str:
             picture = open_picture(example)
             for part in (example.name.encode(), example.caption.encode(), _content(example)):
                 digest.update(hashlib.sha256(part).digest())
-            if min(picture.size) < resolution:
+            if picture.width < size[0] or picture.height < size[1]:
                 enlarged.append(example.name)
         except DataError as error:
             faults.append(str(error))
@@ -118,7 +115,7 @@ def check_pictures(dataset: Dataset, resolution: int) -> str:
             )
         )
     if enlarged:
-        print(f"enlarged, since smaller than resolution {resolution}: {_some(enlarged)}")
+        print(f"enlarged, since smaller than {size[0]} x {size[1]}: {_some(enlarged)}")
     return digest.hexdigest()
 
 
@@ -146,22 +143,6 @@ def open_picture(example: Example) -> Image.Image:
         raise DataError(
             f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
         ) from error
-
-
-def to_tensor(
-    picture: Image.Image, resolution: int, place: tuple[float, float] = (0.5, 0.5)
-) -> Tensor:
-    """A square of the picture as a tensor (3, resolution, resolution) in -1..1.
-
-    The shorter side is resized to `resolution`; `place` (0..1 across, 0..1 down) chooses the square
-    along the longer one.
-    """
-    scale = resolution / min(picture.size)
-    width, height = (max(resolution, round(side * scale)) for side in picture.size)
-    resized = picture.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = round((width - resolution) * place[0]), round((height - resolution) * place[1])
-    square = np.array(resized.crop((left, top, left + resolution, top + resolution)))
-    return torch.from_numpy(square).permute(2, 0, 1).float().div(127.5).sub(1.0)
 
 
 _FEATURES = Features(

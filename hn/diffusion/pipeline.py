@@ -20,7 +20,7 @@ class Painter:
     """Draws the same prompts from the same noise every time, without touching any global generator.
 
     `contexts` (P, T, D) are those of the prompts, `negative` (1, T, D) is what guidance leads away
-    from.
+    from, `size` is their width and height in pixels.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Painter:
         contexts: Tensor,
         negative: Tensor,
         *,
-        resolution: int,
+        size: tuple[int, int],
         steps: int,
         guidance_scale: float,
         seed: int,
@@ -38,8 +38,8 @@ class Painter:
         self._contexts = contexts
         self._negative = negative
         self._settings = {
-            "height": resolution,
-            "width": resolution,
+            "width": size[0],
+            "height": size[1],
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
         }

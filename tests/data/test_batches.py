@@ -9,7 +9,8 @@ from hn.config import DataConfig
 from hn.data import cache
 from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts
 from hn.data.cache import Contexts, Latents, encode_latents
-from hn.data.images import examples, open_picture, read_folder, to_tensor
+from hn.data.framing import frame, to_tensor
+from hn.data.images import examples, open_picture, read_folder
 from hn.diffusion.base_model import BaseModel, Moments
 from hn.errors import NumericsError
 
@@ -185,7 +186,7 @@ def test_too_many_prompts_are_not_listed():
 
 def encode(base, pictures, **settings):
     dataset = read_folder(pictures, "error", setting="train_data_dir")
-    latents = encode_latents(dataset, base, DataConfig(resolution=16, **settings), seed=0)
+    latents = encode_latents(dataset, base, DataConfig(resolution=(16,), **settings), seed=0)
     first = open_picture(next(examples(dataset, "reading")))
     return latents, first
 
@@ -204,7 +205,7 @@ def test_crops_and_flips_are_variants(base, pictures, settings, variants):
     assert latents.moments.mean.shape == (6, variants, 4, 8, 8)
     assert latents.variants == variants
     if not settings.get("random_crop"):
-        pixels = to_tensor(first, 16)
+        pixels = to_tensor(first, frame(first, (16, 16)))
         for variant, picture in enumerate([pixels, pixels.flip(-1)][:variants]):
             expected = base.encode_images(picture[None]).mean[0]
             torch.testing.assert_close(latents.moments.mean[0, variant], expected)

@@ -53,7 +53,7 @@ def test_rows_become_examples(parquet):
         ("row 2", "blue"),
     ]
     assert [open_picture(e).getpixel((0, 0)) for e in found] == COLOURS
-    check_pictures(dataset, 8)
+    check_pictures(dataset, (8, 8))
 
 
 @pytest.mark.parametrize("setting", ["image_column", "caption_column"])

@@ -7,7 +7,6 @@ import zlib
 import datasets
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from hn.data.images import (
@@ -16,7 +15,6 @@ from hn.data.images import (
     examples,
     open_picture,
     read_folder,
-    to_tensor,
 )
 from hn.errors import DataError
 
@@ -145,7 +143,7 @@ def test_what_is_no_picture_is_named_with_the_reason(fault, tmp_path):
     folder = write_folder(tmp_path / "set", bad__png=content, bad__txt=b"", good__png=PNG)
     dataset = read_folder(folder, "empty", setting="train_data_dir")
     with pytest.raises(DataError) as caught:
-        check_pictures(dataset, 16)
+        check_pictures(dataset, (16, 16))
     headline, *lines = str(caught.value).splitlines()
     assert headline == "1 of 2 pictures cannot be used; mend or remove them:"
     assert lines[0].startswith("  bad.png: ")
@@ -171,7 +169,7 @@ def test_a_folder_named_like_a_picture_is_refused(tmp_path):
     folder = write_folder(tmp_path / "set", good__png=PNG)
     (folder / "x.png").mkdir()
     with pytest.raises(DataError, match=r"x\.png: .*not a regular file"):
-        check_pictures(read_folder(folder, "empty", setting="train_data_dir"), 16)
+        check_pictures(read_folder(folder, "empty", setting="train_data_dir"), (16, 16))
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
@@ -220,10 +218,12 @@ def test_what_is_not_used_is_said(tmp_path, capsys):
 
 def test_small_pictures_are_said(tmp_path, capsys):
     dataset = read_folder(write_folder(tmp_path / "set", a__png=PNG), "empty", setting="x")
-    check_pictures(dataset, 4)
+    check_pictures(dataset, (8, 4))
     assert not capsys.readouterr().out
-    check_pictures(dataset, 5)
-    assert "enlarged, since smaller than resolution 5: 1 ('a.png')" in (capsys.readouterr().out)
+    for size in ((9, 4), (8, 5)):
+        check_pictures(dataset, size)
+        said = capsys.readouterr().out
+        assert f"enlarged, since smaller than {size[0]} x {size[1]}: 1 ('a.png')" in said
 
 
 def test_a_folder_without_pictures_and_no_folder_are_refused(tmp_path):
@@ -235,7 +235,7 @@ def test_a_folder_without_pictures_and_no_folder_are_refused(tmp_path):
 
 
 def digest(folder):
-    return check_pictures(read_folder(folder, "empty", setting="x"), 1)
+    return check_pictures(read_folder(folder, "empty", setting="x"), (1, 1))
 
 
 def test_the_digest_knows_names_captions_and_bytes(tmp_path):
@@ -249,30 +249,3 @@ def test_the_digest_knows_names_captions_and_bytes(tmp_path):
     digests = [digest(write_folder(tmp_path / str(i), **v)) for i, v in enumerate(variants)]
     assert len(set(digests)) == len(variants)
     assert digest(write_folder(tmp_path / "again", **variants[0])) == digests[0]
-
-
-def test_a_tensor_has_the_range_of_the_autoencoder():
-    tensor = to_tensor(halves(), 4, (0.0, 0.5))
-    assert tensor.shape == (3, 4, 4)
-    assert tensor[0].unique().tolist() == [1.0]
-    assert tensor[1].unique().tolist() == [-1.0]
-
-
-@pytest.mark.parametrize("size", [(8, 4), (4, 8)])
-def test_places_choose_the_square_along_the_longer_side(size):
-    pixels = np.arange(32, dtype=np.uint8).reshape(size[1], size[0])
-    picture = Image.fromarray(pixels).convert("RGB")
-    expected = {
-        0.0: pixels[:4, :4],
-        0.5: pixels[:4, 2:6] if size[0] > size[1] else pixels[2:6, :4],
-        1.0: pixels[-4:, -4:],
-    }
-    for place, square in expected.items():
-        along = (place, 0.3) if size[0] > size[1] else (0.3, place)
-        values = to_tensor(picture, 4, along)[0].add(1).mul(127.5).round()
-        assert torch.equal(values, torch.from_numpy(square.copy()).float())
-
-
-@pytest.mark.parametrize("size", [(3, 100), (101, 37), (64, 64)])
-def test_any_shape_becomes_the_square(size):
-    assert to_tensor(Image.new("RGB", size), 24).shape == (3, 24, 24)

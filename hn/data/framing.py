@@ -1,0 +1,58 @@
+"""What of a picture is trained on: the whole of it stretched, or a part cut out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+ResizeMode = Literal["crop", "stretch"]
+CENTRE = (0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A rectangle of `size` in a picture that is `resized` first; all in pixels, width first."""
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    corner: tuple[int, int]  # left, top
+    resample: Image.Resampling
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The rectangle as Pillow wants it: left, top, right, bottom."""
+        (left, top), (width, height) = self.corner, self.size
+        return left, top, left + width, top + height
+
+
+def frame(
+    picture: Image.Image,
+    size: tuple[int, int],
+    place: tuple[float, float] = CENTRE,
+    resize_mode: ResizeMode = "crop",
+) -> Frame:
+    """Where the training picture of `size` (width, height) lies in a picture.
+
+    "crop" resizes until both sides reach `size`; `place` (0..1 across, 0..1 down) chooses the part
+    along the side that is longer. "stretch" keeps no proportions and everything, with the web UI's
+    filter.
+    """
+    if resize_mode == "stretch":
+        return Frame(size=size, resized=size, corner=(0, 0), resample=Image.Resampling.BICUBIC)
+    scale = max(size[0] / picture.width, size[1] / picture.height)
+    width = max(size[0], round(picture.width * scale))
+    height = max(size[1], round(picture.height * scale))
+    corner = round((width - size[0]) * place[0]), round((height - size[1]) * place[1])
+    return Frame(
+        size=size, resized=(width, height), corner=corner, resample=Image.Resampling.LANCZOS
+    )
+
+
+def to_tensor(picture: Image.Image, frame: Frame) -> Tensor:
+    """What the frame shows of an RGB picture, as a tensor (3, height, width) in -1..1."""
+    resized = picture.resize(frame.resized, frame.resample)
+    pixels = np.array(resized.crop(frame.box))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(127.5).sub(1.0)
