@@ -68,9 +68,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
                 problem = build.build_problem(config, base, batch)
                 rng.seed_layers(config.training.seed, batch.step, batch.slots[0])
                 prediction = denoiser(problem.noisy, problem.timesteps, Condition(batch.context))
-                loss = (
-                    objective.loss_per_sample(prediction, problem.target) * problem.weights
-                ).mean()
+                loss = objective.loss(prediction, problem)
                 accelerator.backward(loss)
                 reporter.add(loss)
         norm = guard.clip(state.step)

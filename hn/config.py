@@ -91,6 +91,9 @@ class DataConfig:
     """Cut at random places instead of the centre."""
     crops_per_image: int = 4
     """How many random crops of each picture are encoded."""
+    use_alpha_weights: bool = False
+    """Read the alpha channel as what to learn: the loss of each place is weighted with it, from 0
+    where it is lowest; the colours are those beneath it. Off: transparency is laid on white."""
     random_flip: bool = False
     """Mirror half of the samples."""
     missing_caption: Literal["error", "filename", "empty"] = "error"

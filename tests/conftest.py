@@ -26,6 +26,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_pictures(tmp_path_factory.mktemp("pictures") / "set")
 
 
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an alpha channel that shows the left part of each."""
+    folder = tmp_path_factory.mktemp("masked") / "set"
+    return tiny.make_pictures(folder, alpha=tiny.left_part)
+
+
 @pytest.fixture
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps its state in classes; a test that trains in this process starts without."""

@@ -26,14 +26,16 @@ VARIANTS = {
     "dropout": {"dropout_structure": (0, 0.3, 0), "activation_func": "rrelu"},
     "checkpointed-bf16": {"gradient_checkpointing": True, "mixed_precision": "bf16"},
     "sgd-momentum": {"optimizer": "SGD", "optimizer_args": ["momentum=0.9"]},
+    "alpha": {"use_alpha_weights": True, "resolution": (24, 16), **RANDOM},
 }
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_resumed_run_equals_uninterrupted_run(model, pictures, tmp_path, variant):
+def test_resumed_run_equals_uninterrupted_run(model, pictures, masked, tmp_path, variant):
     """6 pictures in batches of 2 or 4: step 4 lies inside an epoch."""
     changes = VARIANTS[variant]
+    pictures = masked if "use_alpha_weights" in changes else pictures
     whole = runs.settings(model, pictures, tmp_path / "whole", checkpointing_steps=4, **changes)
     assert runs.train_here(whole) == 0
     reference = tmp_path / "whole/run"
@@ -89,6 +91,9 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(model, pictures, tmp_path, 
     [
         ({"seed": 1}, "seed: 0 then, 1 now"),
         ({"train_batch_size": 3}, "global_batch: 2 then, 3 now"),
+        ({"use_alpha_weights": True}, "use_alpha_weights: False then, True now"),
+        ({"resize_mode": "stretch"}, "resize_mode: 'crop' then, 'stretch' now"),
+        ({"resolution": (16, 24)}, "resolution: [16] then, [16, 24] now"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(model, pictures, tmp_path, capsys, changes, named):

@@ -252,3 +252,35 @@ def test_a_run_of_an_older_settings_file_is_the_same_run(model, pictures, tmp_pa
     flags = ["--config", str(file), "--output_dir", str(tmp_path / "file")]
     assert runs.train_here(flags) == 0
     assert runs.same_tensors(tmp_path / "flags/run/run.pt", tmp_path / "file/run/run.pt")
+
+
+def opaque(size):
+    return Image.new("L", size, 255)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_constant_alpha_changes_nothing_to_the_bit(model, tmp_path):
+    folder = tiny.make_pictures(tmp_path / "set", alpha=opaque)
+    for name, changes in (("with", {"use_alpha_weights": True}), ("without", {})):
+        flags = runs.settings(
+            model, folder, tmp_path, name=name, validation_data_dir=folder, **changes
+        )
+        assert runs.train_here(flags) == 0
+    held_out = [runs.metrics(tmp_path / name)[-1]["heldout_loss"] for name in ("with", "without")]
+    assert held_out[0] == held_out[1]
+    assert runs.losses(tmp_path / "with") == runs.losses(tmp_path / "without")
+    assert runs.same_tensors(tmp_path / "with/with.pt", tmp_path / "without/without.pt")
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_alpha_weights_the_training_and_the_held_out_loss(model, masked, tmp_path):
+    """The same colours, once with a mask and once without."""
+    folders = {"masked": masked, "opaque": tiny.make_pictures(tmp_path / "set", alpha=opaque)}
+    for name, folder in folders.items():
+        settings = {"use_alpha_weights": True, "validation_data_dir": folder}
+        assert runs.train_here(runs.settings(model, folder, tmp_path, name=name, **settings)) == 0
+    first = [runs.losses(tmp_path / name)[0] for name in folders]
+    base = [runs.metrics(tmp_path / name)[-1]["heldout_base_loss"] for name in folders]
+    assert first[0] != pytest.approx(first[1], rel=1e-3)
+    assert base[0] != pytest.approx(base[1], rel=1e-3)
+    assert not runs.same_tensors(tmp_path / "masked/masked.pt", tmp_path / "opaque/opaque.pt")

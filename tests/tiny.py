@@ -2,11 +2,13 @@
 each.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hn import demo
@@ -77,12 +79,26 @@ def make_model(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0)
     return folder
 
 
-def make_pictures(folder: Path, count: int = 6, *, size: tuple[int, int] = (20, 16)) -> Path:
-    """Captioned pictures, wider than high so that crops differ."""
+def left_part(size: tuple[int, int]) -> Image.Image:
+    """An alpha channel: opaque at the left, hidden at the right, an edge in the middle."""
+    return Image.linear_gradient("L").rotate(-90).resize(size).point(lambda v: 3 * v - 255)
+
+
+def make_pictures(
+    folder: Path,
+    count: int = 6,
+    *,
+    size: tuple[int, int] = (20, 16),
+    alpha: Callable[[tuple[int, int]], Image.Image] | None = None,
+) -> Path:
+    """Captioned pictures, wider than high so that crops differ; `alpha` makes their channel."""
     rng = Random(0)
     folder.mkdir(parents=True)
     for index in range(count):
         scene = sample_scene(rng)
-        render(scene, side=20).resize(size).save(folder / f"{index}.png")
+        picture = render(scene, side=20).resize(size)
+        if alpha is not None:
+            picture.putalpha(alpha(size))
+        picture.save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(caption(scene), encoding="utf-8")
     return folder

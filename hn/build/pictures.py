@@ -5,7 +5,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor
 
 from hn import rng
 from hn.config import Config
@@ -15,6 +14,7 @@ from hn.data.captions import fill, load_template
 from hn.data.images import check_pictures, load_examples, read_folder
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel, check_layout
+from hn.evaluation.heldout import Pictures
 
 
 def build_dataset(config: Config) -> tuple[Dataset, str]:
@@ -76,15 +76,17 @@ def build_batches(
 
 def build_held_out(
     config: Config, dataset: Dataset | None, base: BaseModel, contexts: Contexts
-) -> tuple[Tensor, Tensor] | None:
-    """Latents (N, C, h, w) and contexts (N, T, D) of the held-out pictures, if there are any."""
+) -> Pictures | None:
+    """The held-out pictures encoded, if there are any: the centre of each, or all of it."""
     if dataset is None:
         return None
     plain = replace(config.data, random_crop=False, random_flip=False)
     latents = encode_latents(dataset, base, plain, config.training.seed)
     line = load_template(config.data.template)[0]
     prompts = [fill(line, caption, config.network.name) for caption in dataset["caption"]]
-    return latents.moments.mean[:, 0], contexts.stack(prompts)
+    rows = list(range(len(latents)))
+    weights = latents.weights(rows, [0] * len(rows))
+    return Pictures(latents.moments.mean[:, 0], contexts.stack(prompts), weights)
 
 
 def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.Noised:
@@ -97,4 +99,5 @@ def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.No
         base.prediction,
         snr_gamma=config.objective.snr_gamma,
         noise_offset=config.objective.noise_offset,
+        loss_weights=batch.loss_weights,
     ).to(base.device)

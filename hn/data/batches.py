@@ -29,6 +29,7 @@ class Batch:
     prompts: list[str]
     latents: Tensor  # (B, C, h, w)
     context: Tensor  # (B, T, D)
+    loss_weights: Tensor | None = None  # (B, 1, h, w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +119,19 @@ class Batches:
             self._prompts.draw(picture, step, slot)
             for picture, slot in zip(pictures, slots, strict=True)
         ]
+        variants = [self._variant(step, slot) for slot in slots]
         latents = [
-            self._latents.sample(picture, self._variant(step, slot), step, slot)
-            for picture, slot in zip(pictures, slots, strict=True)
+            self._latents.sample(picture, variant, step, slot)
+            for picture, variant, slot in zip(pictures, variants, slots, strict=True)
         ]
         return Batch(
-            step, slots, pictures, prompts, torch.stack(latents), self._contexts.stack(prompts)
+            step=step,
+            slots=slots,
+            pictures=pictures,
+            prompts=prompts,
+            latents=torch.stack(latents),
+            context=self._contexts.stack(prompts),
+            loss_weights=self._latents.weights(pictures, variants),
         )
 
     def _picture(self, position: int) -> int:

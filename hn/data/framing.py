@@ -1,4 +1,6 @@
-"""What of a picture is trained on: the whole of it stretched, or a part cut out."""
+"""What of a picture is trained on: the whole of it stretched, or a part cut out, and how much each
+place counts.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -56,3 +58,35 @@ def to_tensor(picture: Image.Image, frame: Frame) -> Tensor:
     resized = picture.resize(frame.resized, frame.resample)
     pixels = np.array(resized.crop(frame.box))
     return torch.from_numpy(pixels).permute(2, 0, 1).float().div(127.5).sub(1.0)
+
+
+def to_levels(alpha: Image.Image, frame: Frame, shape: tuple[int, int]) -> Tensor:
+    """What the frame shows of an alpha channel, as levels (1, h, w) in 0..255 of latents (h, w).
+
+    In one step from the channel's own size with the web UI's filter: resizing twice would give
+    other levels.
+    """
+    across, down = frame.resized
+    left, top, right, bottom = frame.box
+    box = (
+        left * alpha.width / across,
+        top * alpha.height / down,
+        right * alpha.width / across,
+        bottom * alpha.height / down,
+    )
+    height, width = shape
+    levels = alpha.resize((width, height), Image.Resampling.BICUBIC, box)
+    return torch.from_numpy(np.array(levels)).float()[None]
+
+
+def loss_weights(levels: Tensor) -> Tensor:
+    """Weights (V, 1, h, w) of minimum 0 and mean 1 from the alpha levels of one picture's crops.
+
+    The rule is the web UI's, taken over all V crops together: a crop that shows the least of the
+    picture's alpha only is not learnt from. A constant alpha says nothing: its weights are 1.
+    """
+    lowest = levels.min()
+    if lowest == levels.max():
+        return torch.ones_like(levels)
+    weights = levels - lowest
+    return weights / weights.mean()

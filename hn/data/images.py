@@ -115,7 +115,7 @@ def check_pictures(dataset: Dataset, size: tuple[int, int]) -> str:
             )
         )
     if enlarged:
-        print(f"enlarged, since smaller than {size[0]} x {size[1]}: {_some(enlarged)}")
+        print(f"enlarged, since smaller than {size[0]} x {size[1]}: {named(enlarged)}")
     return digest.hexdigest()
 
 
@@ -124,25 +124,27 @@ def open_picture(example: Example) -> Image.Image:
 
     Raises `DataError` naming it.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels; what is too many, we decide below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(_content(example)), formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{example.name}: {picture.width} x {picture.height} pixels are too many"
-                    )
-                picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
-    except UnidentifiedImageError as error:  # its own message shows an object's address
-        raise DataError(
-            f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
-        ) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
-        ) from error
+    pixels = _open(example)
+    if pixels.mode == "RGB":
+        return pixels
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+
+
+def open_with_alpha(example: Example) -> tuple[Image.Image, Image.Image]:
+    """Decode a picture to its own RGB and its alpha channel, which is opaque if there is none.
+
+    The colours beneath the transparency are kept, as the web UI keeps them: who weights the loss
+    with a mask wants the picture learnt, half transparent places too, and not a mixture with white.
+    Raises `DataError` naming it.
+    """
+    pixels = _open(example)
+    return pixels.convert("RGB"), pixels.convert("RGBA").getchannel("A")
+
+
+def named(names: list[str]) -> str:
+    """How many, and the first few by name; a strange name is shown escaped."""
+    more = ", ..." if len(names) > NAMED else ""
+    return f"{len(names)} ({', '.join(map(repr, names[:NAMED]))}{more})"
 
 
 _FEATURES = Features(
@@ -198,6 +200,29 @@ def _read_hub_dataset(config: DataConfig) -> Dataset:
     )
 
 
+def _open(example: Example) -> Image.Image:
+    """Decode a picture to 8-bit RGB, or RGBA where it has transparency, turned by its EXIF data."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels; what is too many, we decide below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(_content(example)), formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{example.name}: {picture.width} x {picture.height} pixels are too many"
+                    )
+                picture.load()
+                return _to_8_bits(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError as error:  # its own message shows an object's address
+        raise DataError(
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
+        ) from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
+        ) from error
+
+
 def _content(example: Example) -> bytes:
     """The bytes. Raises `OSError` for what is no regular file: a pipe would wait for ever."""
     content, path = example.source.get("bytes"), example.source.get("path")
@@ -208,7 +233,8 @@ def _content(example: Example) -> bytes:
     return Path(path).read_bytes()
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """RGB or RGBA. Raises `ValueError` for what is fully transparent."""
     if picture.mode.startswith("I"):  # 16 bits: `convert` would clip to white
         return Image.fromarray(
             (np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)
@@ -217,7 +243,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         pixels = picture.convert("RGBA")
         if not pixels.getchannel("A").getbbox():
             raise ValueError("it is fully transparent")
-        return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+        return pixels
     return picture.convert("RGB")
 
 
@@ -225,13 +251,7 @@ def _report_unused(files: list[Path], pictures: list[Path]) -> None:
     used = {*pictures, *(path.with_suffix(".txt") for path in pictures)}
     unused = [path.name + "/" * path.is_dir() for path in files if path not in used]
     if unused:
-        print(f"not used, of {files[0].parent}: {_some(unused)}")
-
-
-def _some(names: list[str]) -> str:
-    """How many, and the first few by name; a strange name is shown escaped."""
-    more = ", ..." if len(names) > NAMED else ""
-    return f"{len(names)} ({', '.join(map(repr, names[:NAMED]))}{more})"
+        print(f"not used, of {files[0].parent}: {named(unused)}")
 
 
 def _shared_captions(pictures: list[Path]) -> list[str]:

@@ -14,18 +14,26 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 @dataclass(frozen=True)
 class Noised:
-    """A problem to learn from: `noisy`, `target` (B, C, h, w), `timesteps`, `weights` (B,)."""
+    """A problem to learn from: `noisy`, `target` (B, C, h, w), `timesteps`, `weights` (B,).
+
+    `loss_weights` (B, 1, h, w) say how much each place counts; None: all the same.
+    """
 
     noisy: Tensor
     timesteps: Tensor
     target: Tensor
     weights: Tensor
+    loss_weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Noised":
         """The same on another device."""
-        return Noised(
-            *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self))
-        )
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        }
+        return Noised(**moved)
 
 
 def sample_noise(
@@ -68,9 +76,20 @@ def target(
     return signal * noise - rest * latents
 
 
-def loss_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error (B,) in float32."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+def loss_per_sample(
+    prediction: Tensor, target: Tensor, loss_weights: Tensor | None = None
+) -> Tensor:
+    """Mean squared error (B,) in float32, of each place times its weight (B, 1, h, w)."""
+    error = (prediction.float() - target.float()).square()
+    if loss_weights is not None:
+        error = error * loss_weights
+    return error.flatten(1).mean(1)
+
+
+def loss(prediction: Tensor, problem: Noised) -> Tensor:
+    """The loss of a micro-batch: the mean over its samples, each times its weight."""
+    losses = loss_per_sample(prediction, problem.target, problem.loss_weights)
+    return (losses * problem.weights).mean()
 
 
 def min_snr_weights(
@@ -96,6 +115,7 @@ def noised(
     *,
     snr_gamma: float | None = None,
     noise_offset: float = 0.0,
+    loss_weights: Tensor | None = None,
 ) -> Noised:
     """Draw noise and timesteps for latents (B, C, h, w), with a generator for each of them."""
     noise = sample_noise(tuple(latents.shape[1:]), generators, noise_offset)
@@ -105,6 +125,7 @@ def noised(
         timesteps=timesteps,
         target=target(latents, noise, timesteps, alphas_cumprod, prediction),
         weights=min_snr_weights(timesteps, alphas_cumprod, prediction, snr_gamma),
+        loss_weights=loss_weights,
     )
 
 

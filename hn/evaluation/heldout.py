@@ -42,10 +42,19 @@ class Comparison:
         return f"{self.loss:.4f}, base model {self.base_loss:.4f} ({error} between them)"
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Held-out pictures; their loss is weighted as in training, so by their alpha if that is."""
+
+    latents: Tensor  # (N, C, h, w)
+    contexts: Tensor  # (N, T, D)
+    loss_weights: Tensor | None  # (N, 1, h, w)
+
+
 class Heldout:
     """Measures when it is due, on the main process, with fixed noise and timesteps.
 
-    `latents` (N, C, h, w) and `contexts` (N, T, D) of held-out pictures; None measures nothing.
+    Without `pictures` it measures nothing.
     """
 
     def __init__(
@@ -53,7 +62,7 @@ class Heldout:
         accelerator: Accelerator,
         base: BaseModel,
         denoiser: Denoiser,
-        pictures: tuple[Tensor, Tensor] | None,
+        pictures: Pictures | None,
         config: Config,
         reporter: Reporter,
     ) -> None:
@@ -66,7 +75,7 @@ class Heldout:
         self._base_losses: Tensor | None = None
         self.last: Comparison | None = None
         if pictures is not None:
-            self._draw(*pictures, config.training.seed)
+            self._draw(pictures, config.training.seed)
 
     def __call__(self, state: TrainingState) -> None:
         """Measure if this step is due."""
@@ -92,12 +101,14 @@ class Heldout:
         }
         self._reporter.scalars(values, state.step)
 
-    def _draw(self, latents: Tensor, contexts: Tensor, seed: int) -> None:
+    def _draw(self, pictures: Pictures, seed: int) -> None:
         """Repeat each picture with noise of its own and timesteps from every part."""
-        self._latents = latents.repeat_interleave(DRAWS, dim=0)
-        self._contexts = contexts.repeat_interleave(DRAWS, dim=0)
+        self._latents = pictures.latents.repeat_interleave(DRAWS, dim=0)
+        self._contexts = pictures.contexts.repeat_interleave(DRAWS, dim=0)
+        weights = pictures.loss_weights
+        self._weights = None if weights is None else weights.repeat_interleave(DRAWS, dim=0)
         generators = [rng.generator(seed, "heldout", row) for row in range(len(self._latents))]
-        self._noise = objective.sample_noise(tuple(latents.shape[1:]), generators)
+        self._noise = objective.sample_noise(tuple(self._latents.shape[1:]), generators)
         part = len(self._base.alphas_cumprod) // DRAWS
         within = objective.sample_timesteps(part, generators)
         self._timesteps = within + torch.arange(len(within)) % DRAWS * part
@@ -121,5 +132,6 @@ class Heldout:
                 target = objective.target(latents, noise, timesteps, alphas, prediction_type)
                 condition = Condition(self._contexts[rows])
                 prediction = self._denoiser(noisy.to(device), timesteps.to(device), condition)
-                losses.append(objective.loss_per_sample(prediction.cpu(), target))
+                weights = None if self._weights is None else self._weights[rows]
+                losses.append(objective.loss_per_sample(prediction.cpu(), target, weights))
         return torch.cat(losses)

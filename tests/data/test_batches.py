@@ -28,7 +28,8 @@ def make_latents(variants=3, sampling="random", seed=0) -> Latents:
     draw = torch.Generator().manual_seed(1)
     shape = (COUNT, variants, 4, 2, 2)
     moments = Moments(torch.randn(shape, generator=draw), torch.ones(shape))
-    return Latents(moments, sampling, seed)
+    weights = torch.rand((COUNT, variants, 1, 2, 2), generator=draw)
+    return Latents(moments, sampling, seed, weights)
 
 
 def make_prompts(seed=0, **settings) -> Prompts:
@@ -49,6 +50,7 @@ def assert_equal(batch, other):
         other.prompts,
     )
     assert torch.equal(batch.latents, other.latents)
+    assert torch.equal(batch.loss_weights, other.loss_weights)
     assert torch.equal(batch.context, other.context)
 
 
@@ -94,6 +96,7 @@ def test_one_large_batch_is_dealt_out_slot_by_slot(base):
     small = list(make_batches(base, batch_size=1, accumulation=4).at(3))
     assert large.pictures == [picture for batch in small for picture in batch.pictures]
     assert torch.equal(large.latents, torch.cat([batch.latents for batch in small]))
+    assert torch.equal(large.loss_weights, torch.cat([batch.loss_weights for batch in small]))
 
 
 def test_slots_of_all_processes_and_micro_batches_are_the_global_batch():
@@ -110,9 +113,11 @@ def test_every_variant_is_drawn(base):
     variants = Counter()
     for step in range(30):
         batch = next(make_batches(base, latents=latents).at(step))
-        for picture, latent in zip(batch.pictures, batch.latents, strict=True):
+        drawn = zip(batch.pictures, batch.latents, batch.loss_weights, strict=True)
+        for picture, latent, weights in drawn:
             matches = [v for v in range(3) if torch.equal(means[picture, v], latent)]
             variants.update(matches)
+            assert torch.equal(latents.loss_weights[picture, matches[0]], weights)
     assert sum(variants.values()) == 60
     assert min(variants[v] for v in range(3)) >= 8  # 20 are expected, three errors are 11
 

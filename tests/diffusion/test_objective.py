@@ -45,6 +45,47 @@ def test_the_loss_of_a_sample_is_its_mean_squared_error_in_float32():
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
 
 
+def places(count):
+    """Weights (B, 1, 8, 8): nothing, ones, and what an alpha channel gives."""
+    weights = torch.ones(count, 1, 8, 8)
+    weights[0] = 0
+    weights[2:, :, :, :4] = 0
+    weights[2:, :, :, 4:] = 2
+    return weights
+
+
+def test_each_place_counts_by_its_weight_in_all_channels():
+    prediction, target = pair()
+    weights = places(len(TIMESTEPS))
+    found = objective.loss_per_sample(prediction, target, weights)
+    plain = objective.loss_per_sample(prediction, target)
+    seen = objective.loss_per_sample(prediction[..., 4:], target[..., 4:])
+    assert found[0] == 0
+    assert found[1] == plain[1]
+    torch.testing.assert_close(found[2:], seen[2:])
+
+
+def test_no_gradient_comes_from_where_the_weight_is_zero():
+    prediction, target = pair()
+    prediction.requires_grad_()
+    weights = places(len(TIMESTEPS))
+    objective.loss_per_sample(prediction, target, weights).sum().backward()
+    hidden = (weights == 0).expand_as(prediction)
+    assert prediction.grad[hidden].abs().max() == 0
+    assert prediction.grad[~hidden].abs().min() > 0
+
+
+def test_weights_of_one_are_no_weights_to_the_bit():
+    prediction, target = pair()
+    gradients = []
+    for weights in (None, torch.ones(len(TIMESTEPS), 1, 8, 8)):
+        leaf = prediction.clone().requires_grad_()
+        loss = objective.loss_per_sample(leaf, target, weights)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        gradients.append((loss, gradient))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_min_snr_weights_follow_the_paper(prediction, gamma):

@@ -34,17 +34,14 @@ class Run:
     settings: dict
     inputs: dict[str, Tensor]
     initial: hn.Hypernetwork
-    final: hn.Hypernetwork
 
 
 def read_run(name: str) -> Run:
     settings = golden.read_json(f"trajectory/{name}/run.json")
-    folder = golden.FOLDER / "trajectory"
     return Run(
         settings,
         golden.read_tensors(f"trajectory/{settings['inputs_file']}"),
-        hn.load(folder / settings["initial_file"]),
-        hn.load(folder / name / "final.pt"),
+        hn.load(golden.FOLDER / "trajectory" / settings["initial_file"]),
     )
 
 
@@ -65,7 +62,8 @@ def micro_loss(denoiser: Denoiser, inputs: dict[str, Tensor], number: int) -> Te
     noisy = objective.add_noise(latents, noise, timesteps, alphas)
     prediction = denoiser(noisy, timesteps, Condition(context))
     target = objective.target(latents, noise, timesteps, alphas, "epsilon")
-    return objective.loss_per_sample(prediction, target).mean()
+    weights = inputs.get(f"{number:03}/loss_weight")
+    return objective.loss_per_sample(prediction, target, weights).mean()
 
 
 def clip(run: Run, net: hn.Hypernetwork) -> None:
@@ -121,11 +119,21 @@ def test_a_run_has_the_web_uis_losses_and_ends_with_its_weights(name, unet):
     run = read_run(name)
     losses, net = replay(run, unet)
     assert losses == pytest.approx(run.settings["micro_losses"], abs=LOSS_TOLERANCE)
-    expected = run.final.tensors()
+    expected = hn.load(golden.FOLDER / "trajectory" / name / "final.pt").tensors()
     for key, tensor in net.tensors().items():
         if key not in last_k_bias(net):
             distance = (tensor - expected[key]).abs().max().item()
             assert distance <= TOLERANCES[name], f"{key}: {distance:.1e}"
+
+
+def test_a_run_weighted_by_alpha_has_the_web_uis_losses(unet):
+    """Ten steps: each loss follows from the weighted gradients of those before it."""
+    run = read_run("weighted")
+    losses, _ = replay(run, unet)
+    assert losses == pytest.approx(run.settings["micro_losses"], abs=LOSS_TOLERANCE)
+    even = {key: tensor for key, tensor in run.inputs.items() if "loss_weight" not in key}
+    unweighted, _ = replay(Run(run.settings, even, read_run("weighted").initial), unet)
+    assert min(abs(a - b) for a, b in zip(losses, unweighted, strict=True)) > 100 * LOSS_TOLERANCE
 
 
 def test_the_last_bias_of_k_has_no_gradient_in_double_precision(unet):
