@@ -99,6 +99,10 @@ class DataConfig:
     missing_caption: Literal["error", "filename", "empty"] = "error"
     """A picture without .txt: stop, take the file's name as the web UI does, or the empty caption.
     """
+    filename_word_regex: str = ""
+    """Regular expression of what counts as a word in a file's name; not given: all of it counts."""
+    filename_join_string: str = " "
+    """What is put between these words."""
     template: str = "none"
     """Prompt template: none, style, subject, or a text file with [filewords] and [name]."""
     shuffle_tags: bool = False

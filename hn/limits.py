@@ -1,6 +1,7 @@
 """What settings may be, alone and together, checked before anything is loaded; standard library."""
 
 import math
+import re
 
 from hn.config import Config, DataConfig
 from hn.errors import OptionError
@@ -54,7 +55,7 @@ def _range_faults(config: Config) -> list[str]:
         for name, value in shares.items()
         if not 0 <= value <= 1
     ]
-    faults += _size_faults(data)
+    faults += [*_size_faults(data), *_word_faults(data)]
     gamma = config.objective.snr_gamma
     if gamma is not None and not (gamma > 0 and math.isfinite(gamma)):
         faults.append(f"snr_gamma must be greater than 0, 5 is usual; found {gamma}")
@@ -73,6 +74,19 @@ def _size_faults(data: DataConfig) -> list[str]:
         "resolution must be one multiple of 8, at least 16, or two (width and height); found "
         f"{' '.join(map(str, sides)) or 'none'}"
     ]
+
+
+def _word_faults(data: DataConfig) -> list[str]:
+    setting = f"filename_word_regex '{data.filename_word_regex}'"
+    try:
+        groups = re.compile(data.filename_word_regex).groups
+    except (re.error, OverflowError) as error:
+        return [f"{setting} is not a regular expression: {error}"]
+    if groups > 1:
+        return [f"{setting} has {groups} groups, so it is not one word; write them as (?:...)"]
+    if data.filename_word_regex and data.missing_caption != "filename":
+        return [f"{setting} is for missing_caption filename; found {data.missing_caption}"]
+    return []
 
 
 def _combination_faults(config: Config) -> list[str]:

@@ -31,8 +31,13 @@ def build_held_out_dataset(config: Config) -> Dataset | None:
     data = config.data
     if data.validation_data_dir is None:
         return None
-    folder = Path(data.validation_data_dir)
-    dataset = read_folder(folder, data.missing_caption, setting="validation_data_dir")
+    dataset = read_folder(
+        Path(data.validation_data_dir),
+        data.missing_caption,
+        setting="validation_data_dir",
+        word_regex=data.filename_word_regex,
+        join_string=data.filename_join_string,
+    )
     check_pictures(dataset, data.size)
     return dataset
 

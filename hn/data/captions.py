@@ -12,17 +12,19 @@ MAX_BYTES = 64 * 1024
 _NUMBERING = re.compile(r"^[-\d]+\s*")
 
 
-def read_caption(picture: Path, missing: str = "error") -> str:
+def read_caption(
+    picture: Path, missing: str = "error", *, word_regex: str = "", join_string: str = " "
+) -> str:
     """The caption of a picture: the whole of the `.txt` beside it.
 
-    `missing` says what a picture without one gets: "error", "filename" or "empty". Raises
-    `DataError`.
+    `missing` says what a picture without one gets: "error", "filename" (see `filename_caption`) or
+    "empty". Raises `DataError`.
     """
     file = picture.with_suffix(".txt")
     if file.exists():
         return _read_text(file)
     if missing == "filename":
-        return filename_caption(picture.stem)
+        return filename_caption(picture.stem, word_regex, join_string)
     if missing == "empty":
         return ""
     raise DataError(

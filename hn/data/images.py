@@ -46,13 +46,27 @@ def load_examples(config: DataConfig) -> Dataset:
     """
     if config.train_data_dir is not None:
         return read_folder(
-            Path(config.train_data_dir), config.missing_caption, setting="train_data_dir"
+            Path(config.train_data_dir),
+            config.missing_caption,
+            setting="train_data_dir",
+            word_regex=config.filename_word_regex,
+            join_string=config.filename_join_string,
         )
     return _read_hub_dataset(config)
 
 
-def read_folder(folder: Path, missing_caption: str, *, setting: str) -> Dataset:
-    """The pictures of a folder (not of its sub-folders), sorted by name, with their captions."""
+def read_folder(
+    folder: Path,
+    missing_caption: str,
+    *,
+    setting: str,
+    word_regex: str = "",
+    join_string: str = " ",
+) -> Dataset:
+    """The pictures of a folder (not of its sub-folders), sorted by name, with their captions.
+
+    Raises `DataError` naming the `setting` and all captions that cannot be used.
+    """
     if not folder.is_dir():
         raise DataError(
             f"{setting} '{folder}' is not a folder. Give the folder that holds the pictures."
@@ -69,7 +83,9 @@ def read_folder(folder: Path, missing_caption: str, *, setting: str) -> Dataset:
     captions: list[str] = []
     for path in pictures:
         try:
-            captions.append(read_caption(path, missing_caption))
+            captions.append(
+                read_caption(path, missing_caption, word_regex=word_regex, join_string=join_string)
+            )
         except DataError as error:
             faults.append(str(error))
     faults += _shared_captions(pictures)

@@ -4,7 +4,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from PIL import Image
 
+from hn.build import build_held_out_dataset
+from hn.config import Config, DataConfig
 from hn.data.captions import (
     MAX_BYTES,
     TEMPLATES,
@@ -15,6 +18,7 @@ from hn.data.captions import (
     parse_template,
     read_caption,
 )
+from hn.data.images import load_examples
 from hn.errors import DataError
 from tests import golden
 
@@ -81,6 +85,23 @@ def test_tags_are_shuffled_and_left_out_as_by_the_web_ui(case):
 
 def test_only_a_line_end_ends_a_line_of_a_template():
     assert parse_template("a\x0bb\u2028c\x85d\n e ") == ["a\x0bb\u2028c\x85d", "e"]
+
+
+@pytest.mark.parametrize("setting", ["train_data_dir", "validation_data_dir"])
+def test_the_settings_make_captions_of_the_names_of_a_folder(tmp_path, setting):
+    """The web UI's numbering, words and joining reach training and held-out pictures."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "00012-3-red_cat 4.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "written.png")
+    (tmp_path / "written.txt").write_text("as_it is")
+    words = {"filename_word_regex": "[a-z]+", "filename_join_string": ", "}
+    data = DataConfig(
+        **{setting: str(tmp_path)}, missing_caption="filename", resolution=(16,), **words
+    )
+    if setting == "train_data_dir":
+        dataset = load_examples(data)
+    else:
+        dataset = build_held_out_dataset(Config(data=data))
+    assert list(dataset["caption"]) == ["red, cat", "as_it is"]
 
 
 def test_a_missing_caption_stops_or_is_made(tmp_path):
