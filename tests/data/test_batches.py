@@ -7,13 +7,15 @@ import torch
 
 from hn.config import DataConfig
 from hn.data import cache
-from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts
+from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts, clamped
 from hn.data.cache import Contexts, Latents, encode_latents
 from hn.data.framing import frame, to_tensor
 from hn.data.images import examples, open_picture, read_folder
 from hn.diffusion.base_model import BaseModel, Moments
 from hn.errors import NumericsError
+from tests import golden
 
+BUCKETS = golden.read_json("buckets.json")
 COUNT = 5
 CAPTIONS = [f"picture {i}, red, large" for i in range(COUNT)]
 TEMPLATE = ["[filewords]", "a [name]: [filewords]"]
@@ -66,6 +68,37 @@ def test_every_epoch_uses_every_picture_once(base, layout):
     assert len(epochs) >= 4
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize(
+    "case", BUCKETS["sampler"], ids=lambda c: f"{c['images']}-{c['batch_size']}"
+)
+def test_an_epoch_repeats_nothing_as_in_the_web_ui(base, case):
+    """The web UI drops what does not fill a batch; our epoch goes on to the last picture."""
+    count, size = case["images"], case["batch_size"]
+    zeros = torch.zeros(count, 1, 4, 2, 2)
+    latents = Latents(Moments(zeros, zeros), "deterministic", 0)
+    prompts = Prompts(["a"] * count, ["[filewords]"], "", DataConfig(), 0)
+    layout = Layout(batch_size=size, accumulation=1)
+    stream = drawn(Batches(latents, prompts, Contexts(base), layout, 0), 4 * count)
+    recorded = [epoch for seed in case["epochs"] for epoch in seed["epochs"]]
+    for epoch in range(3):
+        ours = stream[epoch * count : (epoch + 1) * count]
+        assert sorted(ours) == list(range(count))
+        for theirs in recorded:
+            full = ours[: theirs["n_batches"] * size]
+            assert len(set(full)) == theirs["distinct_images"]
+            assert len(full) - len(set(full)) == theirs["repeated_images"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    BUCKETS["clamping"],
+    ids=lambda c: f"{c['images']}-{c['batch_size']}-{c['gradient_step']}",
+)
+def test_few_pictures_clamp_batch_and_accumulation_as_in_the_web_ui(case):
+    found = clamped(case["batch_size"], case["gradient_step"], case["images"])
+    assert found == (case["batch_size_used"], case["gradient_step_used"])
 
 
 def test_another_seed_gives_another_order(base):
