@@ -235,9 +235,9 @@ def test_a_wide_training_size_is_that_of_latents_and_previews(
         validation_strengths=[1],
     )
     assert runs.train_here(flags) == 0
-    preview = Image.open(tmp_path / "run/previews/step-00000002.png")
-    # tiny pictures are enlarged, here five times; beside and above them are margins and labels
-    assert preview.size == (5 * 24 + 8, 5 * 16 + 40)
+    with Image.open(tmp_path / "run/previews/step-00000002.png") as preview:
+        # tiny pictures are enlarged, here five times; beside and above them are margins and labels
+        assert preview.size == (5 * 24 + 8, 5 * 16 + 40)
     assert "heldout_loss" in runs.metrics(tmp_path / "run")[-1]
 
 
