@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def restore(path: Path, state: TrainingState) -> None:
     _check_fingerprint(saved["fingerprint"], state.fingerprint, path)
     net = load_hypernetwork(path / f"{saved['artifact']}.safetensors")
     state.hypernetwork.take_weights(net)
-    state.hypernetwork.provenance = replace(net.provenance, name=state.hypernetwork.provenance.name)
+    state.hypernetwork.describe(step=saved["step"])
     state.optimizer.load_state_dict(unflatten(saved["optimizer"], load_file(path / OPTIMIZER)))
     if state.scaler is not None and saved["scaler"] is not None:
         state.scaler.load_state_dict(saved["scaler"])
