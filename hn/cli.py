@@ -91,17 +91,21 @@ def read_toml(path: Path) -> Config:
     return config
 
 
-def to_toml(config: Config) -> str:
-    """The configuration as TOML that `read_toml` reads back; unset settings are left out."""
+def to_toml(config: Config, without: Config | None = None) -> str:
+    """The configuration as TOML that `read_toml` reads back.
+
+    Settings that are unset are left out, and those that are as in `without`.
+    """
     lines: list[str] = []
     for section in SECTIONS:
         values = getattr(config, section)
-        lines.append(f"[{section}]")
-        for f in fields(values):
-            value = getattr(values, f.name)
-            if value is not None:
-                lines.append(f"{f.name} = {_toml_value(value)}")
-        lines.append("")
+        given = [
+            f"{f.name} = {_toml_value(value)}"
+            for f in fields(values)
+            if (value := getattr(values, f.name)) is not None
+            and (without is None or value != getattr(getattr(without, section), f.name))
+        ]
+        lines += [f"[{section}]", *given, ""] if given else []
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ FLOORS = [
     {"hn.data"},
     {"hn.training", "hn.prepare"},
     {"hn.evaluation"},
-    {"hn.build", "hn.launch"},
+    {"hn.build", "hn.launch", "hn.web_ui_settings"},
 ]
 # `hn` names things lazily; the demo's model is made with diffusers alone and nothing imports it.
 EXEMPT = {"hn"}

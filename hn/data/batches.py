@@ -52,15 +52,6 @@ class Layout:
         return list(range(start, start + self.batch_size))
 
 
-def clamped(batch_size: int, accumulation: int, pictures: int) -> tuple[int, int]:
-    """The batch size and accumulation that the web UI trains with where it has few pictures.
-
-    It shows none twice in a step; our own batches keep their size and go on into the next epoch.
-    """
-    batch_size = min(batch_size, pictures)
-    return batch_size, min(accumulation, pictures // batch_size)
-
-
 class Prompts:
     """Draws the prompt of a picture for a step and slot."""
 

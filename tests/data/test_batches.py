@@ -7,7 +7,7 @@ import torch
 
 from hn.config import DataConfig
 from hn.data import cache
-from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts, clamped
+from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts
 from hn.data.cache import Contexts, Latents, encode_latents
 from hn.data.framing import frame, to_tensor
 from hn.data.images import examples, open_picture, read_folder
@@ -89,16 +89,6 @@ def test_an_epoch_repeats_nothing_as_in_the_web_ui(base, case):
             full = ours[: theirs["n_batches"] * size]
             assert len(set(full)) == theirs["distinct_images"]
             assert len(full) - len(set(full)) == theirs["repeated_images"]
-
-
-@pytest.mark.parametrize(
-    "case",
-    BUCKETS["clamping"],
-    ids=lambda c: f"{c['images']}-{c['batch_size']}-{c['gradient_step']}",
-)
-def test_few_pictures_clamp_batch_and_accumulation_as_in_the_web_ui(case):
-    found = clamped(case["batch_size"], case["gradient_step"], case["images"])
-    assert found == (case["batch_size_used"], case["gradient_step_used"])
 
 
 def test_another_seed_gives_another_order(base):

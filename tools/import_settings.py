@@ -1,0 +1,55 @@
+r"""Turn the settings-*.json that the web UI wrote beside a training into a TOML file of ours.
+
+    python tools/import_settings.py settings-2023-06-01-12-00-00.json -o my_style.toml \
+        --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5
+
+Then: accelerate launch train_hypernetwork.py --config my_style.toml
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hn.errors import OptionError, UserError
+
+
+def main() -> int:
+    """Read, check, write, and say what is not in that file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("file", type=Path)
+    add("-o", "--output", type=Path, required=True, help="the TOML file to write")
+    add("--pretrained_model_name_or_path", default="", help="the base model in diffusers' layout")
+    add("--overwrite", action="store_true", help="replace the output file if it is there")
+    args = parser.parse_args()
+    try:
+        import_settings(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def import_settings(args: argparse.Namespace) -> None:
+    """Write the TOML file. Raises `OptionError` or `StorageError`."""
+    if args.output.exists() and not args.overwrite:
+        raise OptionError(f"{args.output} is there already: choose another -o, or give --overwrite")
+
+    from hn import cli, web_ui_settings
+    from hn.config import Config
+    from hn.storage import write_bytes
+
+    imported = web_ui_settings.read(args.file)
+    config = imported.config(pretrained_model_name_or_path=args.pretrained_model_name_or_path)
+    toml = cli.to_toml(config, without=Config())
+    notes = "".join(f"# {note}\n" for note in imported.notes)
+    write_bytes(args.output, f"# From the web UI's {args.file.name}.\n{notes}\n{toml}".encode())
+    cli.read_toml(args.output)  # values of another kind than ours would stop here, by name
+    print(f"{args.file} -> {args.output}")
+    print("\n".join(f"  - {note}" for note in imported.notes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
