@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hn
 from hn.diffusion import objective
@@ -14,17 +15,19 @@ from tests import golden
 
 ALPHAS = golden.read_tensors("trajectory/common.safetensors")
 SCALE = 65536  # the web UI clips gradients that are still scaled
-# How far losses and weights may be away. With the web UI's own order of
-# operations in the attention they agree as golden/README.md says; torch's kernel sums in another
-# order, which AdamW amplifies to twice that. The steps themselves move each weight by up to 4e-2.
-LOSS_TOLERANCE = 3e-6
-TOLERANCES = {
-    "sgd": 5e-7,
-    "clip-norm-1-scaler": 5e-6,
-    "plain": 2e-4,
-    "accum2": 2e-4,
-    "clip-value": 2e-4,
+# golden/README.md's figures: losses, and final weights but for the biases it tells apart. They hold
+# for attention that sums as the web UI's does, which is torch's plain kernel.
+LOSS_TOLERANCE = 5e-7
+WEIGHTED_LOSS_TOLERANCE = 2e-6  # its weights are large
+TOLERANCES = {  # of the weights, and of k's first bias, of which some gradients are rounding noise
+    "sgd": (1e-7, 1e-7),
+    "clip-norm-1-scaler": (1e-6, 1e-6),
+    "plain": (6e-5, 2e-4),
+    "accum2": (6e-5, 2e-4),
+    "clip-value": (6e-5, 2e-4),
 }
+# The kernel that a run takes sums in another order; AdamW amplifies that.
+FAST_KERNEL = 4
 
 
 @dataclass(frozen=True)
@@ -114,26 +117,58 @@ def test_the_unet_is_the_one_of_the_runs(unet):
     torch.testing.assert_close(out, expected, rtol=0, atol=2e-6)
 
 
+def first_k_bias(net: hn.Hypernetwork) -> list[str]:
+    """Their biases come before the activation, those of `last_k_bias` after it."""
+    return [key for key in net.tensors() if key.endswith(".k.linear.0.bias")]
+
+
+def far_off(name: str, net: hn.Hypernetwork, slack: float) -> dict[str, float]:
+    """The tensors that are further from the web UI's final weights than tolerated, and how far."""
+    expected = hn.load(golden.FOLDER / "trajectory" / name / "final.pt").tensors()
+    left_out, first = last_k_bias(net), first_k_bias(net)
+    distances = {
+        key: (tensor - expected[key]).abs().max().item()
+        for key, tensor in net.tensors().items()
+        if key not in left_out
+    }
+    rest, first_bias = TOLERANCES[name]
+    return {
+        key: distance
+        for key, distance in distances.items()
+        if distance > slack * (first_bias if key in first else rest)
+    }
+
+
 @pytest.mark.parametrize("name", TOLERANCES)
 def test_a_run_has_the_web_uis_losses_and_ends_with_its_weights(name, unet):
     run = read_run(name)
-    losses, net = replay(run, unet)
+    with sdpa_kernel(SDPBackend.MATH):
+        losses, net = replay(run, unet)
     assert losses == pytest.approx(run.settings["micro_losses"], abs=LOSS_TOLERANCE)
-    expected = hn.load(golden.FOLDER / "trajectory" / name / "final.pt").tensors()
-    for key, tensor in net.tensors().items():
-        if key not in last_k_bias(net):
-            distance = (tensor - expected[key]).abs().max().item()
-            assert distance <= TOLERANCES[name], f"{key}: {distance:.1e}"
+    assert far_off(name, net, slack=1) == {}
+
+
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_the_fast_kernel_changes_rounding_only(name, unet):
+    run = read_run(name)
+    losses, net = replay(run, unet)
+    tolerance = FAST_KERNEL * LOSS_TOLERANCE
+    assert losses == pytest.approx(run.settings["micro_losses"], abs=tolerance)
+    assert far_off(name, net, slack=FAST_KERNEL) == {}
 
 
 def test_a_run_weighted_by_alpha_has_the_web_uis_losses(unet):
     """Ten steps: each loss follows from the weighted gradients of those before it."""
     run = read_run("weighted")
-    losses, _ = replay(run, unet)
-    assert losses == pytest.approx(run.settings["micro_losses"], abs=LOSS_TOLERANCE)
+    with sdpa_kernel(SDPBackend.MATH):
+        losses, _ = replay(run, unet)
+    assert losses == pytest.approx(run.settings["micro_losses"], abs=WEIGHTED_LOSS_TOLERANCE)
     even = {key: tensor for key, tensor in run.inputs.items() if "loss_weight" not in key}
     unweighted, _ = replay(Run(run.settings, even, read_run("weighted").initial), unet)
-    assert min(abs(a - b) for a, b in zip(losses, unweighted, strict=True)) > 100 * LOSS_TOLERANCE
+    assert (
+        min(abs(a - b) for a, b in zip(losses, unweighted, strict=True))
+        > 100 * WEIGHTED_LOSS_TOLERANCE
+    )
 
 
 def test_the_last_bias_of_k_has_no_gradient_in_double_precision(unet):
