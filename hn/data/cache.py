@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from hn import rng
 from hn.config import DataConfig
+from hn.data.decoding import open_picture, open_with_alpha
 from hn.data.framing import Frame, frame, loss_weights, to_levels, to_tensor
-from hn.data.images import examples, named, open_picture, open_with_alpha
+from hn.data.images import examples, named
 from hn.diffusion.base_model import BaseModel, Moments
 from hn.diffusion.text_encoder import stack_contexts
 from hn.errors import DataError, NumericsError

@@ -1,42 +1,38 @@
-"""Pictures: from a folder or an HF dataset to one `datasets.Dataset`, and from one file to RGB.
+"""Pictures: from a folder or an HF dataset to one `datasets.Dataset`, checked before training.
 
 A folder's captions are read by us: datasets' own `imagefolder` loader drops `.txt` captions without
 a word.
 """
 
 import hashlib
-import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pyarrow.lib import ArrowException
 from tqdm import tqdm
 
 from hn.config import DataConfig
 from hn.data.captions import read_caption
+from hn.data.decoding import Example, decode, read_content
 from hn.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MAX_PIXELS = 100_000_000  # refused from the header alone; a 10,000 x 10,000 picture passes
 SHOWN_FAULTS = 20
 NAMED = 5
 
 
 @dataclass(frozen=True)
-class Example:
-    """One picture and what is written about it."""
+class Folder:
+    """The pictures of a folder, by name, with their captions, and what is wrong with these."""
 
-    name: str
-    source: dict[str, Any]  # {"path": ..., "bytes": ...}, as datasets keeps an undecoded picture
-    caption: str
+    pictures: list[Path]
+    captions: list[str | None]  # None: cannot be used, and `faults` says why
+    unused: list[str]  # names of what is neither; sub-folders end with a slash
+    faults: list[str]
 
 
 def load_examples(config: DataConfig) -> Dataset:
@@ -67,6 +63,35 @@ def read_folder(
 
     Raises `DataError` naming the `setting` and all captions that cannot be used.
     """
+    found = scan_folder(
+        folder, missing_caption, setting=setting, word_regex=word_regex, join_string=join_string
+    )
+    if found.unused:
+        print(f"not used, of {folder}: {named(found.unused)}")
+    if found.faults:
+        raise DataError(
+            _listed(f"{setting} '{folder}' has captions that cannot be used", found.faults)
+        )
+    rows = {
+        "image": [{"path": str(path), "bytes": None} for path in found.pictures],
+        "caption": found.captions,
+        "name": [path.name for path in found.pictures],
+    }
+    return Dataset.from_dict(rows, features=_FEATURES)
+
+
+def scan_folder(
+    folder: Path,
+    missing_caption: str,
+    *,
+    setting: str,
+    word_regex: str = "",
+    join_string: str = " ",
+) -> Folder:
+    """What the folder holds, with everything that is wrong with its captions.
+
+    Raises `DataError` naming the `setting` if there is no such folder or no picture in it.
+    """
     if not folder.is_dir():
         raise DataError(
             f"{setting} '{folder}' is not a folder. Give the folder that holds the pictures."
@@ -78,25 +103,18 @@ def read_folder(
             f"{setting} '{folder}' holds no picture: {len(files)} entries, none ends with "
             f"{', '.join(ENDINGS)}"
         )
-    _report_unused(files, pictures)
     faults: list[str] = []
-    captions: list[str] = []
+    captions: list[str | None] = []
     for path in pictures:
         try:
             captions.append(
                 read_caption(path, missing_caption, word_regex=word_regex, join_string=join_string)
             )
         except DataError as error:
+            captions.append(None)
             faults.append(str(error))
     faults += _shared_captions(pictures)
-    if faults:
-        raise DataError(_listed(f"{setting} '{folder}' has captions that cannot be used", faults))
-    rows = {
-        "image": [{"path": str(path), "bytes": None} for path in pictures],
-        "caption": captions,
-        "name": [path.name for path in pictures],
-    }
-    return Dataset.from_dict(rows, features=_FEATURES)
+    return Folder(pictures, captions, _unused(files, pictures), faults)
 
 
 def examples(dataset: Dataset, description: str) -> Iterator[Example]:
@@ -116,8 +134,8 @@ def check_pictures(dataset: Dataset, size: tuple[int, int]) -> str:
     digest = hashlib.sha256()
     for example in examples(dataset, "checking pictures"):
         try:
-            picture = open_picture(example)
-            for part in (example.name.encode(), example.caption.encode(), _content(example)):
+            picture = decode(example).pixels
+            for part in (example.name.encode(), example.caption.encode(), read_content(example)):
                 digest.update(hashlib.sha256(part).digest())
             if picture.width < size[0] or picture.height < size[1]:
                 enlarged.append(example.name)
@@ -133,28 +151,6 @@ def check_pictures(dataset: Dataset, size: tuple[int, int]) -> str:
     if enlarged:
         print(f"enlarged, since smaller than {size[0]} x {size[1]}: {named(enlarged)}")
     return digest.hexdigest()
-
-
-def open_picture(example: Example) -> Image.Image:
-    """Decode a picture to 8-bit RGB, turned as its EXIF data say, transparency laid on white.
-
-    Raises `DataError` naming it.
-    """
-    pixels = _open(example)
-    if pixels.mode == "RGB":
-        return pixels
-    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-
-
-def open_with_alpha(example: Example) -> tuple[Image.Image, Image.Image]:
-    """Decode a picture to its own RGB and its alpha channel, which is opaque if there is none.
-
-    The colours beneath the transparency are kept, as the web UI keeps them: who weights the loss
-    with a mask wants the picture learnt, half transparent places too, and not a mixture with white.
-    Raises `DataError` naming it.
-    """
-    pixels = _open(example)
-    return pixels.convert("RGB"), pixels.convert("RGBA").getchannel("A")
 
 
 def named(names: list[str]) -> str:
@@ -216,58 +212,9 @@ def _read_hub_dataset(config: DataConfig) -> Dataset:
     )
 
 
-def _open(example: Example) -> Image.Image:
-    """Decode a picture to 8-bit RGB, or RGBA where it has transparency, turned by its EXIF data."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels; what is too many, we decide below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(_content(example)), formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{example.name}: {picture.width} x {picture.height} pixels are too many"
-                    )
-                picture.load()
-                return _to_8_bits(ImageOps.exif_transpose(picture))
-    except UnidentifiedImageError as error:  # its own message shows an object's address
-        raise DataError(
-            f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
-        ) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
-        ) from error
-
-
-def _content(example: Example) -> bytes:
-    """The bytes. Raises `OSError` for what is no regular file: a pipe would wait for ever."""
-    content, path = example.source.get("bytes"), example.source.get("path")
-    if content:
-        return content
-    if path is None or not Path(path).is_file():
-        raise OSError("it is not a regular file")
-    return Path(path).read_bytes()
-
-
-def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """RGB or RGBA. Raises `ValueError` for what is fully transparent."""
-    if picture.mode.startswith("I"):  # 16 bits: `convert` would clip to white
-        return Image.fromarray(
-            (np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)
-        ).convert("RGB")
-    if picture.has_transparency_data:
-        pixels = picture.convert("RGBA")
-        if not pixels.getchannel("A").getbbox():
-            raise ValueError("it is fully transparent")
-        return pixels
-    return picture.convert("RGB")
-
-
-def _report_unused(files: list[Path], pictures: list[Path]) -> None:
+def _unused(files: list[Path], pictures: list[Path]) -> list[str]:
     used = {*pictures, *(path.with_suffix(".txt") for path in pictures)}
-    unused = [path.name + "/" * path.is_dir() for path in files if path not in used]
-    if unused:
-        print(f"not used, of {files[0].parent}: {named(unused)}")
+    return [path.name + "/" * path.is_dir() for path in files if path not in used]
 
 
 def _shared_captions(pictures: list[Path]) -> list[str]:

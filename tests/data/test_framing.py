@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hn.data.decoding import Example, open_picture
 from hn.data.framing import frame, to_tensor
-from hn.data.images import Example, open_picture
 from tests import golden
 
 GOLDEN = golden.read_tensors("images/images.safetensors")

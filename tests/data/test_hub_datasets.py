@@ -7,7 +7,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data.images import check_pictures, examples, load_examples, open_picture
+from hn.data.decoding import open_picture
+from hn.data.images import check_pictures, examples, load_examples
 from hn.errors import DataError
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]

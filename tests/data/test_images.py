@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hn.data.images import (
-    Example,
-    check_pictures,
-    examples,
-    open_picture,
-    read_folder,
-)
+from hn.data.decoding import Example, open_picture
+from hn.data.images import check_pictures, examples, read_folder
 from hn.errors import DataError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

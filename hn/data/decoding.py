@@ -1,0 +1,126 @@
+"""One picture: from a file's bytes to 8-bit pixels, and what is known of the file."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from hn.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 100_000_000  # refused from the header alone; a 10,000 x 10,000 picture passes
+_PNG_DEPTH = 24  # where a PNG says how many bits a channel has
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture and what is written about it."""
+
+    name: str
+    source: dict[str, Any]  # {"path": ..., "bytes": ...}, as datasets keeps an undecoded picture
+    caption: str
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, and what its file held before everything was made 8 bits of RGB."""
+
+    pixels: Image.Image  # RGB, or RGBA where it has transparency; turned as its EXIF data say
+    kind: str  # by content: one of FORMATS, or MPO, the JPEG of phones that holds a second picture
+    mode: str  # Pillow's name
+    deep: bool  # 16 bits for each channel
+    frames: int  # the first is taken
+    turned: bool
+
+    @property
+    def rgb(self) -> Image.Image:
+        """What is trained on: transparency laid on white."""
+        if self.pixels.mode == "RGB":
+            return self.pixels
+        white = Image.new("RGBA", self.pixels.size, "white")
+        return Image.alpha_composite(white, self.pixels).convert("RGB")
+
+
+def decode(example: Example) -> Decoded:
+    """Decode a picture wholly. Raises `DataError` naming it."""
+    try:
+        content = read_content(example)
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels; what is too many, we decide below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{example.name}: {picture.width} x {picture.height} pixels are too many"
+                    )
+                picture.load()
+                return _decoded(picture, content)
+    except UnidentifiedImageError as error:  # its own message shows an object's address
+        raise DataError(
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
+        ) from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
+        ) from error
+
+
+def open_picture(example: Example) -> Image.Image:
+    """Decode a picture to 8-bit RGB, turned as its EXIF data say, transparency laid on white.
+
+    Raises `DataError` naming it.
+    """
+    return decode(example).rgb
+
+
+def open_with_alpha(example: Example) -> tuple[Image.Image, Image.Image]:
+    """Decode a picture to its own RGB and its alpha channel, which is opaque if there is none.
+
+    The colours beneath the transparency are kept, as the web UI keeps them: who weights the loss
+    with a mask wants the picture learnt, half transparent places too, and not a mixture with white.
+    Raises `DataError` naming it.
+    """
+    pixels = decode(example).pixels
+    return pixels.convert("RGB"), pixels.convert("RGBA").getchannel("A")
+
+
+def read_content(example: Example) -> bytes:
+    """The bytes. Raises `OSError` for what is no regular file: a pipe would wait for ever."""
+    content, path = example.source.get("bytes"), example.source.get("path")
+    if content:
+        return content
+    if path is None or not Path(path).is_file():
+        raise OSError("it is not a regular file")
+    return Path(path).read_bytes()
+
+
+def _decoded(picture: Any, content: bytes) -> Decoded:
+    """Of a loaded picture: only then are the EXIF data known that a PNG may hold at its end."""
+    kind, mode = picture.format, picture.mode
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    return Decoded(
+        pixels=_to_8_bits(ImageOps.exif_transpose(picture)),
+        kind=kind,
+        mode=mode,
+        deep=kind == "PNG" and content[_PNG_DEPTH] == 16,
+        frames=getattr(picture, "n_frames", 1),
+        turned=turned,
+    )
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """RGB or RGBA. Raises `ValueError` for what is fully transparent."""
+    if picture.mode.startswith("I"):  # 16 bits: `convert` would clip to white
+        return Image.fromarray(
+            (np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)
+        ).convert("RGB")
+    if picture.has_transparency_data:
+        pixels = picture.convert("RGBA")
+        if not pixels.getchannel("A").getbbox():
+            raise ValueError("it is fully transparent")
+        return pixels
+    return picture.convert("RGB")
