@@ -107,6 +107,7 @@ def scan_folder(
     captions: list[str | None] = []
     for path in pictures:
         try:
+            _check_name(path)
             captions.append(
                 read_caption(path, missing_caption, word_regex=word_regex, join_string=join_string)
             )
@@ -210,6 +211,14 @@ def _read_hub_dataset(config: DataConfig) -> Dataset:
     return (
         dataset.remove_columns("caption").add_column("caption", captions).add_column("name", names)
     )
+
+
+def _check_name(path: Path) -> None:
+    """Arrow, which holds the dataset, knows names in UTF-8 only. Raises `DataError`."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path.name!r} is not a name in UTF-8: rename it") from error
 
 
 def _unused(files: list[Path], pictures: list[Path]) -> list[str]:

@@ -1,6 +1,7 @@
 """From any file that ends like a picture to a training tensor, or to a reason."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -194,6 +195,15 @@ def test_what_is_wrong_with_captions_is_listed_at_once(tmp_path):
     assert "no caption a.txt" in lines[0]
     assert "not UTF-8" in lines[1]
     assert "c.png and c.jpg share c.txt" in lines[2]
+
+
+def test_a_name_that_is_not_utf_8_is_a_fault_that_can_be_printed(tmp_path):
+    folder = write_folder(tmp_path / "set", a__png=PNG)
+    (folder / "a.png").rename(folder / os.fsdecode(b"\xff.png"))
+    for missing in ("error", "empty"):
+        with pytest.raises(DataError, match=r"'\\udcff\.png' is not a name in UTF-8") as caught:
+            read_folder(folder, missing, setting="train_data_dir")
+        assert str(caught.value).encode()
 
 
 def test_a_long_list_of_faults_is_cut(tmp_path):
