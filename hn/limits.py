@@ -17,6 +17,11 @@ def check(config: Config) -> None:
         raise OptionError("\n".join(faults))
 
 
+def data_faults(data: DataConfig) -> list[str]:
+    """What cannot work in how a folder of pictures is to be read, one line each."""
+    return [*_size_faults(data), *_word_faults(data)]
+
+
 def _range_faults(config: Config) -> list[str]:
     data, training, output, optimizer = (
         config.data,
@@ -55,7 +60,7 @@ def _range_faults(config: Config) -> list[str]:
         for name, value in shares.items()
         if not 0 <= value <= 1
     ]
-    faults += [*_size_faults(data), *_word_faults(data)]
+    faults += data_faults(data)
     gamma = config.objective.snr_gamma
     if gamma is not None and not (gamma > 0 and math.isfinite(gamma)):
         faults.append(f"snr_gamma must be greater than 0, 5 is usual; found {gamma}")

@@ -29,6 +29,17 @@ class Frame:
         (left, top), (width, height) = self.corner, self.size
         return left, top, left + width, top + height
 
+    def box_in(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """The rectangle in a picture of `size` that is not resized yet, with parts of pixels."""
+        left, top, right, bottom = self.box
+        (across, down), (width, height) = self.resized, size
+        return (
+            left * width / across,
+            top * height / down,
+            right * width / across,
+            bottom * height / down,
+        )
+
 
 def frame(
     picture: Image.Image,
@@ -66,16 +77,8 @@ def to_levels(alpha: Image.Image, frame: Frame, shape: tuple[int, int]) -> Tenso
     In one step from the channel's own size with the web UI's filter: resizing twice would give
     other levels.
     """
-    across, down = frame.resized
-    left, top, right, bottom = frame.box
-    box = (
-        left * alpha.width / across,
-        top * alpha.height / down,
-        right * alpha.width / across,
-        bottom * alpha.height / down,
-    )
     height, width = shape
-    levels = alpha.resize((width, height), Image.Resampling.BICUBIC, box)
+    levels = alpha.resize((width, height), Image.Resampling.BICUBIC, frame.box_in(alpha.size))
     return torch.from_numpy(np.array(levels)).float()[None]
 
 

@@ -41,7 +41,7 @@ class TextEncoder:
         self._syntax = syntax
         self._clip_skip = clip_skip
         self.length: int = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-        self._comma = self._ids([","])[0][-1]
+        self._comma = token_ids(self.tokenizer, [","])[0][-1]
         empty = tokenizer("", padding="max_length", max_length=self.length).input_ids
         self._start, self._end, *self._padding = empty
 
@@ -63,14 +63,14 @@ class TextEncoder:
         """The tokens of a prompt in the web UI's syntax, without start, end and padding."""
         sections = []
         for runs in parse(prompt):
-            numbers = self._ids([run.text for run in runs]) if runs else []
+            numbers = token_ids(self.tokenizer, [run.text for run in runs]) if runs else []
             pairs = zip(runs, numbers, strict=True)
             sections.append([Token(number, run.weight) for run, ids in pairs for number in ids])
         return chunks(sections, self.length - 2, self._comma)
 
     def excess_tokens(self, prompt: str) -> int:
         """How many tokens of a plain prompt do not fit."""
-        return max(0, len(self._ids([prompt])[0]) + 2 - self.length)
+        return max(0, len(token_ids(self.tokenizer, [prompt])[0]) + 2 - self.length)
 
     def remarks(self, prompts: list[str]) -> list[str]:
         """What should be known about these prompts: which are long, which name special tokens."""
@@ -92,7 +92,8 @@ class TextEncoder:
         found = [
             prompt
             for prompt in prompts
-            if self.tokenizer(prompt, add_special_tokens=False).input_ids != self._ids([prompt])[0]
+            if self.tokenizer(prompt, add_special_tokens=False).input_ids
+            != token_ids(self.tokenizer, [prompt])[0]
         ]
         if not found:
             return []
@@ -100,10 +101,6 @@ class TextEncoder:
             f"{len(found)} of {len(prompts)} prompts name a special token, which is read as "
             f"text; the first begins {found[0][:SHOWN]!r}"
         ]
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Token numbers of texts, without start and end."""
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _cut(self, prompts: list[str]) -> Tensor:
         """Token numbers (B, T) of plain prompts, cut and padded as diffusers does."""
@@ -150,6 +147,11 @@ class TextEncoder:
         """A chunk with start, end and padding, which weigh 1."""
         after = [Token(number, 1.0) for number in (self._end, *self._padding[len(chunk) :])]
         return [Token(self._start, 1.0), *chunk, *after]
+
+
+def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> list[list[int]]:
+    """Token numbers of texts, without start and end; a special token's name is text."""
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
 def emphasise(states: Tensor, weights: Tensor) -> Tensor:
