@@ -18,7 +18,7 @@ FLOORS = [
     {"hn.network"},
     {"hn.diffusion"},
     {"hn.data"},
-    {"hn.training", "hn.prepare"},
+    {"hn.training", "hn.prepare", "hn.checkup"},
     {"hn.evaluation"},
     {"hn.build", "hn.launch", "hn.web_ui_settings"},
 ]

@@ -30,9 +30,15 @@ class Folder:
     """The pictures of a folder, by name, with their captions, and what is wrong with these."""
 
     pictures: list[Path]
-    captions: list[str | None]  # None: cannot be used, and `faults` says why
+    captions: dict[str, str]  # by name of the picture, where it can be used
+    unusable: dict[str, str]  # by name of the picture, what is wrong with its caption
+    shared: list[str]  # what is wrong where two pictures have one caption file
     unused: list[str]  # names of what is neither; sub-folders end with a slash
-    faults: list[str]
+
+    @property
+    def faults(self) -> list[str]:
+        """All that is wrong."""
+        return [*self.unusable.values(), *self.shared]
 
 
 def load_examples(config: DataConfig) -> Dataset:
@@ -74,7 +80,7 @@ def read_folder(
         )
     rows = {
         "image": [{"path": str(path), "bytes": None} for path in found.pictures],
-        "caption": found.captions,
+        "caption": list(found.captions.values()),
         "name": [path.name for path in found.pictures],
     }
     return Dataset.from_dict(rows, features=_FEATURES)
@@ -103,19 +109,17 @@ def scan_folder(
             f"{setting} '{folder}' holds no picture: {len(files)} entries, none ends with "
             f"{', '.join(ENDINGS)}"
         )
-    faults: list[str] = []
-    captions: list[str | None] = []
+    captions: dict[str, str] = {}
+    unusable: dict[str, str] = {}
     for path in pictures:
         try:
             _check_name(path)
-            captions.append(
-                read_caption(path, missing_caption, word_regex=word_regex, join_string=join_string)
+            captions[path.name] = read_caption(
+                path, missing_caption, word_regex=word_regex, join_string=join_string
             )
         except DataError as error:
-            captions.append(None)
-            faults.append(str(error))
-    faults += _shared_captions(pictures)
-    return Folder(pictures, captions, _unused(files, pictures), faults)
+            unusable[path.name] = str(error)
+    return Folder(pictures, captions, unusable, _shared(pictures), _unused(files, pictures))
 
 
 def examples(dataset: Dataset, description: str) -> Iterator[Example]:
@@ -226,7 +230,7 @@ def _unused(files: list[Path], pictures: list[Path]) -> list[str]:
     return [path.name + "/" * path.is_dir() for path in files if path not in used]
 
 
-def _shared_captions(pictures: list[Path]) -> list[str]:
+def _shared(pictures: list[Path]) -> list[str]:
     """Two pictures that differ in their ending only would share one caption file."""
     first: dict[str, Path] = {}
     return [
