@@ -111,6 +111,9 @@ class DataConfig:
     """Chance to leave out each tag."""
     caption_dropout: float = 0.0
     """Chance of an empty prompt."""
+    latent_cache_dir: str | None = None
+    """Folder that keeps the encoded pictures for other runs; each is found by its content and by
+    all that its encoding depends on, so nothing in it is ever out of date."""
     latent_sampling: Literal["once", "deterministic", "random"] = "once"
     """Latents: one sample per picture, the mean, or a new sample every time."""
 

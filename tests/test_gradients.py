@@ -8,7 +8,8 @@ import torch
 from hn import rng
 from hn.config import DataConfig
 from hn.data.batches import Batches, Layout, Prompts
-from hn.data.cache import Contexts, encode_latents
+from hn.data.cache import Contexts
+from hn.data.encoding import encode_latents
 from hn.data.images import load_examples
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel

@@ -9,8 +9,9 @@ from datasets import Dataset
 from hn import rng
 from hn.config import Config
 from hn.data.batches import Batch, Batches, Layout, Prompts
-from hn.data.cache import Contexts, encode_latents
+from hn.data.cache import Contexts
 from hn.data.captions import fill, load_template
+from hn.data.encoding import Workers, encode_latents
 from hn.data.images import check_pictures, load_examples, read_folder
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel, check_layout
@@ -60,7 +61,15 @@ def build_batches(
         data,
         training.seed,
     )
-    latents = encode_latents(dataset, base, data, training.seed)
+    latents = encode_latents(
+        dataset,
+        base,
+        data,
+        training.seed,
+        Workers(
+            accelerator.num_processes, accelerator.process_index, accelerator.wait_for_everyone
+        ),
+    )
     every_prompt = prompts.all()
     for remark in base.text_encoder.remarks(every_prompt or list(dataset["caption"])):
         accelerator.print(remark)

@@ -2,11 +2,11 @@
 
     <folder>/<name of its content>.arrow    rows of (key, shape, moments)
 
-A key is the hash of everything that an encoding depends on, so nothing in the folder is ever out of
-date: what changed has another key, and what nobody asks for any more lies unused. A shard is
-written whole or not at all and named by its keys; so a killed run loses the shard it was at, several
-processes can write at once, and folders can be copied together. Any program reads the shards with
-`datasets.load_dataset("arrow", data_files="<folder>/*.arrow")`.
+A key is the hash of everything that an encoding depends on, so nothing in the folder is ever out
+of date: what changed has another key, and what nobody asks for any more lies unused. A shard is
+written whole or not at all and named by its keys; so a killed run loses the shard it was at,
+several processes can write at once, and folders can be copied together. Any program reads the
+shards with `datasets.load_dataset("arrow", data_files="<folder>/*.arrow")`.
 
 Arrow files are mapped into memory: what is held is an index of 24 bytes for each row.
 """
@@ -64,15 +64,16 @@ class Store:
     def refresh(self) -> None:
         """Take in shards that others have written meanwhile."""
         found = sorted(self._folder.glob("*.arrow")) if self._folder.is_dir() else []
-        new = [path for path in found if path.name not in self._names]
-        self._names |= {path.name for path in new}
-        for path in new:
+        self.damaged = []
+        for path in found:
+            if path.name in self._names:
+                continue
             try:
                 self._tables.append(_map(path))
+                self._names.add(path.name)
             except (pa.ArrowInvalid, OSError, ValueError):
                 self.damaged.append(path.name)
-        if new:
-            self._index()
+        self._index()
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """The positions of the keys that are not there."""
@@ -119,7 +120,7 @@ class Store:
 
 
 def _map(path: Path) -> pa.Table:
-    """A shard, mapped into memory. Raises `ValueError` or an Arrow error for one that is not ours."""
+    """A shard, mapped into memory. Raises `ValueError` or an Arrow error for any other file."""
     table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     if table.schema != _SCHEMA:
         raise ValueError(f"{path} has other columns")

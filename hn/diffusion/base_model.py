@@ -2,9 +2,11 @@
 frozen.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -159,6 +161,14 @@ class BaseModel:
     def free_text_encoder(self) -> None:
         """Let go of the text encoder, once all contexts are there."""
         self._text_encoder = None
+
+    @cached_property
+    def vae_fingerprint(self) -> str:
+        """A hash of all that the autoencoder computes with: its structure and its weights."""
+        digest = hashlib.sha256(json.dumps(dict(self.vae.config), default=str).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Moments:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data.cache import encode_latents
 from hn.data.decoding import Example, open_picture, open_with_alpha
+from hn.data.encoding import encode_latents
 from hn.data.framing import frame, loss_weights, to_levels, to_tensor
 from hn.data.images import check_pictures, read_folder
 from hn.diffusion.base_model import BaseModel

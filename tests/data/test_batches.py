@@ -8,8 +8,9 @@ import torch
 from hn.config import DataConfig
 from hn.data import cache
 from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts
-from hn.data.cache import Contexts, Latents, encode_latents
+from hn.data.cache import Contexts, Latents
 from hn.data.decoding import open_picture
+from hn.data.encoding import encode_latents
 from hn.data.framing import frame, to_tensor
 from hn.data.images import examples, read_folder
 from hn.diffusion.base_model import BaseModel, Moments

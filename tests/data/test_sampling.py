@@ -10,7 +10,8 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
 from hn.config import DataConfig
 from hn.data import cache
-from hn.data.cache import Latents, encode_latents
+from hn.data.cache import Latents
+from hn.data.encoding import encode_latents
 from hn.data.images import read_folder
 from hn.diffusion.base_model import BaseModel
 from tests import golden
