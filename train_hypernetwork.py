@@ -38,7 +38,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     stop = Stop(accelerator)
     rates, clip_bounds = build.build_schedules(config)
     start = build.build_start(config, accelerator)
-    dataset, digest = build.build_dataset(config)
+    dataset, digest = build.build_dataset(config, accelerator)
     held_out_dataset = build.build_held_out_dataset(config)
     base = build.build_base_model(config, accelerator)
     hypernetwork = build.build_hypernetwork(config, base, start)

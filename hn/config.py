@@ -70,7 +70,8 @@ class DataConfig:
     """Pictures and captions."""
 
     train_data_dir: str | None = None
-    """Folder of pictures with captions in .txt files beside them; "demo" is the embedded set."""
+    """Folder of pictures with captions in .txt files beside them, or in one metadata.jsonl or
+    metadata.csv with the columns file_name and caption_column; "demo" is the embedded set."""
     dataset_name: str | None = None
     """Instead of a folder: an HF dataset, as hub id or folder of its data files."""
     dataset_config_name: str | None = None
@@ -80,7 +81,8 @@ class DataConfig:
     image_column: str = "image"
     """Its column of pictures."""
     caption_column: str = "text"
-    """Its column of captions."""
+    """Its column of captions, or that of metadata.jsonl; where it holds lists of texts, one of them
+    is drawn for every sample."""
     validation_data_dir: str | None = None
     """Folder of pictures not trained on, for the held-out loss against the base model."""
     resolution: tuple[int, ...] = (512,)
@@ -97,18 +99,38 @@ class DataConfig:
     random_flip: bool = False
     """Mirror half of the samples."""
     missing_caption: Literal["error", "filename", "empty"] = "error"
-    """A picture without .txt: stop, take the file's name as the web UI does, or the empty caption.
-    """
+    """A picture without a caption: stop, take the file's name as the web UI does, or the empty
+    caption."""
     filename_word_regex: str = ""
     """Regular expression of what counts as a word in a file's name; not given: all of it counts."""
     filename_join_string: str = " "
     """What is put between these words."""
+    caption_lines: bool = False
+    """Read each line of a caption that is not blank as a caption of its own, one of which is drawn
+    for every sample; off: the whole text is the caption, as in the web UI."""
+    caption_prefix: str = ""
+    """Put before every caption, just as it is written here, such as "sks, "; it is neither shuffled
+    nor left out. In a template it stands where [filewords] does."""
+    caption_suffix: str = ""
+    """The same after every caption."""
+    wildcards: bool = False
+    """Draw one alternative of {red|green|blue} for every sample, in captions, caption_prefix,
+    caption_suffix and template lines; they may nest. Braces as text are written \\{ and \\}. Off:
+    braces are text, as in many tags."""
     template: str = "none"
     """Prompt template: none, style, subject, or a text file with [filewords] and [name]."""
     shuffle_tags: bool = False
-    """Draw a new order of the comma-separated tags for every sample."""
+    """Draw a new order of the tags for every sample."""
     tag_dropout: float = 0.0
     """Chance to leave out each tag."""
+    tag_separator: str = ","
+    """What stands between tags."""
+    keep_tags: int = 0
+    """So many tags at the start of a caption are neither shuffled nor left out, of those without
+    keep_separator."""
+    keep_separator: str = ""
+    """Tags before it are neither shuffled nor left out, nor are those after a second one; it is
+    removed. Such as |||."""
     caption_dropout: float = 0.0
     """Chance of an empty prompt."""
     latent_cache_dir: str | None = None

@@ -19,7 +19,7 @@ def check(config: Config) -> None:
 
 def data_faults(data: DataConfig) -> list[str]:
     """What cannot work in how a folder of pictures is to be read, one line each."""
-    return [*_size_faults(data), *_word_faults(data)]
+    return [*_size_faults(data), *_word_faults(data), *_tag_faults(data)]
 
 
 def _range_faults(config: Config) -> list[str]:
@@ -41,6 +41,7 @@ def _range_faults(config: Config) -> list[str]:
     }
     not_negative = {
         "noise_offset": config.objective.noise_offset,
+        "keep_tags": data.keep_tags,
         "lr_warmup_steps": optimizer.lr_warmup_steps,
         "checkpointing_steps": output.checkpointing_steps,
         "validation_steps": validation.validation_steps,
@@ -92,6 +93,21 @@ def _word_faults(data: DataConfig) -> list[str]:
     if data.filename_word_regex and data.missing_caption != "filename":
         return [f"{setting} is for missing_caption filename; found {data.missing_caption}"]
     return []
+
+
+def _tag_faults(data: DataConfig) -> list[str]:
+    faults = []
+    if not data.tag_separator:
+        faults.append("tag_separator must not be empty; a comma is usual")
+    if data.keep_separator and data.keep_separator == data.tag_separator:
+        faults.append(
+            f"keep_separator and tag_separator must differ; found '{data.tag_separator}' for both"
+        )
+    if data.keep_tags > 0 and not data.shuffle_tags and not data.tag_dropout:
+        faults.append(
+            f"keep_tags {data.keep_tags} is for shuffle_tags or tag_dropout; found neither"
+        )
+    return faults
 
 
 def _combination_faults(config: Config) -> list[str]:

@@ -33,6 +33,12 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_pictures(folder, alpha=tiny.left_part)
 
 
+@pytest.fixture(scope="session")
+def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with captions of every kind: files, metadata, names, several each, wildcards."""
+    return tiny.make_worded_pictures(tmp_path_factory.mktemp("worded") / "set")
+
+
 @pytest.fixture
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps its state in classes; a test that trains in this process starts without."""

@@ -26,16 +26,27 @@ VARIANTS = {
     "dropout": {"dropout_structure": (0, 0.3, 0), "activation_func": "rrelu"},
     "checkpointed-bf16": {"gradient_checkpointing": True, "mixed_precision": "bf16"},
     "sgd-momentum": {"optimizer": "SGD", "optimizer_args": ["momentum=0.9"]},
+    "captions": {
+        "wildcards": True,
+        "caption_lines": True,
+        "keep_separator": "|||",
+        "keep_tags": 1,
+        "tag_dropout": 0.3,
+        "caption_prefix": "{a|the} ",
+        "caption_suffix": ", sks",
+        "missing_caption": "filename",
+        **RANDOM,
+    },
     "alpha": {"use_alpha_weights": True, "resolution": (24, 16), **RANDOM},
 }
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_resumed_run_equals_uninterrupted_run(model, pictures, masked, tmp_path, variant):
+def test_resumed_run_equals_uninterrupted_run(model, pictures, masked, worded, tmp_path, variant):
     """6 pictures in batches of 2 or 4: step 4 lies inside an epoch."""
     changes = VARIANTS[variant]
-    pictures = masked if "use_alpha_weights" in changes else pictures
+    pictures = {"alpha": masked, "captions": worded}.get(variant, pictures)
     whole = runs.settings(model, pictures, tmp_path / "whole", checkpointing_steps=4, **changes)
     assert runs.train_here(whole) == 0
     reference = tmp_path / "whole/run"

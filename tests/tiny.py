@@ -2,6 +2,7 @@
 each.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -101,4 +102,22 @@ def make_pictures(
             picture.putalpha(alpha(size))
         picture.save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(caption(scene), encoding="utf-8")
+    return folder
+
+
+def make_worded_pictures(folder: Path) -> Path:
+    """Two pictures with captions in text files, two in metadata, two in their names."""
+    make_pictures(folder)
+    (folder / "0.txt").write_text("a {red|blue} star ||| on green, large\n\nstar, red, {small|big}")
+    (folder / "1.txt").write_text("a heart, on blue, outlined")
+    for number in range(2, 6):
+        (folder / f"{number}.txt").unlink()
+    rows = [
+        {"file_name": "2.png", "text": ["a cross, on {red|white}", "cross ||| large, at night"]},
+        {"file_name": "3.png", "text": "a circle, small, {{on|at} the|to the} left"},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "4.png").rename(folder / "4 a square, red.png")
+    (folder / "5.png").rename(folder / "5 a triangle.png")
     return folder

@@ -1,29 +1,30 @@
 """From the pictures to batches and to what is learnt from them."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from accelerate import Accelerator
 from datasets import Dataset
 
 from hn import rng
 from hn.config import Config
-from hn.data.batches import Batch, Batches, Layout, Prompts
+from hn.data.batches import Batch, Batches, Layout
 from hn.data.cache import Contexts
-from hn.data.captions import fill, load_template
+from hn.data.captions import load_template
 from hn.data.encoding import Workers, encode_latents
-from hn.data.images import check_pictures, load_examples, read_folder
+from hn.data.images import check_pictures, load_examples, read_configured_folder
+from hn.data.prompts import Prompts, captions_of, check_captions
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel, check_layout
 from hn.evaluation.heldout import Pictures
 
 
-def build_dataset(config: Config) -> tuple[Dataset, str]:
+def build_dataset(config: Config, accelerator: Accelerator) -> tuple[Dataset, str]:
     """The pictures, all of them decoded once, and a digest of their content."""
     # A wrong model should not wait for the pictures.
     check_layout(config.model.pretrained_model_name_or_path)
-    load_template(config.data.template)
+    template = load_template(config.data.template)
     dataset = load_examples(config.data)
+    accelerator.print(check_captions(dataset, template, config.data))
     return dataset, check_pictures(dataset, config.data.size)
 
 
@@ -32,13 +33,8 @@ def build_held_out_dataset(config: Config) -> Dataset | None:
     data = config.data
     if data.validation_data_dir is None:
         return None
-    dataset = read_folder(
-        Path(data.validation_data_dir),
-        data.missing_caption,
-        setting="validation_data_dir",
-        word_regex=data.filename_word_regex,
-        join_string=data.filename_join_string,
-    )
+    dataset = read_configured_folder(data, "validation_data_dir")
+    check_captions(dataset, load_template(data.template), data)
     check_pictures(dataset, data.size)
     return dataset
 
@@ -54,13 +50,7 @@ def build_batches(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    prompts = Prompts(
-        list(dataset["caption"]),
-        load_template(data.template),
-        config.network.name,
-        data,
-        training.seed,
-    )
+    prompts = _build_prompts(config, dataset)
     latents = encode_latents(
         dataset,
         base,
@@ -71,7 +61,8 @@ def build_batches(
         ),
     )
     every_prompt = prompts.all()
-    for remark in base.text_encoder.remarks(every_prompt or list(dataset["caption"])):
+    examples = [prompt for of_picture in prompts.plain() for prompt in of_picture]
+    for remark in base.text_encoder.remarks(every_prompt or examples):
         accelerator.print(remark)
     if every_prompt is not None:
         contexts.encode(every_prompt)
@@ -96,8 +87,7 @@ def build_held_out(
         return None
     plain = replace(config.data, random_crop=False, random_flip=False)
     latents = encode_latents(dataset, base, plain, config.training.seed)
-    line = load_template(config.data.template)[0]
-    prompts = [fill(line, caption, config.network.name) for caption in dataset["caption"]]
+    prompts = [of_picture[0] for of_picture in _build_prompts(config, dataset).plain()]
     rows = list(range(len(latents)))
     weights = latents.weights(rows, [0] * len(rows))
     return Pictures(latents.moments.mean[:, 0], contexts.stack(prompts), weights)
@@ -115,3 +105,10 @@ def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.No
         noise_offset=config.objective.noise_offset,
         loss_weights=batch.loss_weights,
     ).to(base.device)
+
+
+def _build_prompts(config: Config, dataset: Dataset) -> Prompts:
+    template = load_template(config.data.template)
+    return Prompts(
+        captions_of(dataset), template, config.network.name, config.data, config.training.seed
+    )

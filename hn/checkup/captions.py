@@ -68,7 +68,7 @@ class Ruler:
 def caption_statistics(found: Folder, ruler: Ruler, top: int) -> CaptionStatistics:
     """The statistics, with the `top` most frequent tags."""
     without = [path.name for path in found.pictures if not path.with_suffix(".txt").exists()]
-    usable = found.captions
+    usable = found.texts
     lengths = dict(zip(usable, ruler.lengths(list(usable.values())), strict=True))
     limit = float("inf") if ruler.limit is None else ruler.limit
     long = sorted((name for name in lengths if lengths[name] > limit), key=lambda n: -lengths[n])

@@ -17,6 +17,7 @@ from hn.config import DataConfig
 from hn.data.decoding import Example, decode
 from hn.data.framing import frame
 from hn.data.images import Folder, scan_folder
+from hn.data.metadata import Metadata
 from hn.errors import DataError
 
 Thumbnails = dict[str, Image.Image | None]  # by name; None: cannot be read
@@ -96,7 +97,7 @@ def _scan(data: DataConfig) -> tuple[Folder, list[str]]:
             join_string=data.filename_join_string,
         )
     except DataError as error:
-        return Folder([], {}, {}, [], []), [str(error)]
+        return Folder([], {}, {}, [], [], Metadata()), [str(error)]
     return found, []
 
 
@@ -145,7 +146,7 @@ def _checked(
     flags += [] if look is None else findings.measured_flags(look.measures)
     return Checked(
         name,
-        found.captions.get(name),
+        found.texts.get(name),
         fault or found.unusable.get(name),
         None if look is None else look.measures,
         findings.in_order(flags),

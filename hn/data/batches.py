@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from hn import rng
-from hn.config import DataConfig
 from hn.data.cache import Contexts, Latents
-from hn.data.captions import draw_prompt, fill
-
-ALL_PROMPTS_LIMIT = 2000  # more are encoded when they are drawn
+from hn.data.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -50,44 +47,6 @@ class Layout:
         """The slots of this process's micro-batch."""
         start = (micro_batch * self.world_size + self.rank) * self.batch_size
         return list(range(start, start + self.batch_size))
-
-
-class Prompts:
-    """Draws the prompt of a picture for a step and slot."""
-
-    def __init__(
-        self, captions: list[str], template: list[str], name: str, config: DataConfig, seed: int
-    ) -> None:
-        self._captions = captions
-        self._template = template
-        self._name = name
-        self._config = config
-        self._seed = seed
-
-    def draw(self, picture: int, step: int, slot: int) -> str:
-        """The prompt: perhaps empty (`caption_dropout`), else a filled line of the template."""
-        random = rng.python_random(self._seed, "caption", step, slot)
-        if random.random() < self._config.caption_dropout:
-            return ""
-        return draw_prompt(
-            self._captions[picture],
-            self._template,
-            self._name,
-            random,
-            shuffle_tags=self._config.shuffle_tags,
-            tag_dropout=self._config.tag_dropout,
-        )
-
-    def all(self) -> list[str] | None:
-        """Every prompt that can be drawn, or None if they are too many to encode beforehand."""
-        if self._config.shuffle_tags or self._config.tag_dropout:
-            return None
-        if len(self._captions) * len(self._template) > ALL_PROMPTS_LIMIT:
-            return None
-        filled = [
-            fill(line, caption, self._name) for caption in self._captions for line in self._template
-        ]
-        return ["", *dict.fromkeys(filled)]
 
 
 class Batches:

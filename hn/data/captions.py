@@ -5,10 +5,13 @@ from io import StringIO
 from pathlib import Path
 from random import Random
 
+from hn.data import wildcards
+from hn.data.tags import COMMAS, Tags
+from hn.data.text_files import read_text
 from hn.errors import DataError
 
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_BYTES = 64 * 1024
+MAX_BYTES = 64 * 1024  # of a caption
 _NUMBERING = re.compile(r"^[-\d]+\s*")
 
 
@@ -20,17 +23,32 @@ def read_caption(
     `missing` says what a picture without one gets: "error", "filename" (see `filename_caption`) or
     "empty". Raises `DataError`.
     """
-    file = picture.with_suffix(".txt")
-    if file.exists():
-        return _read_text(file)
+    file = caption_file(picture)
+    if file is not None:
+        return read_text(file, MAX_BYTES)
     if missing == "filename":
         return filename_caption(picture.stem, word_regex, join_string)
     if missing == "empty":
         return ""
     raise DataError(
-        f"{picture.name} has no caption {file.name}. Write one, or set missing_caption to filename "
-        "or empty"
+        f"{picture.name} has no caption {picture.stem}.txt. Write one, or set missing_caption to "
+        "filename or empty"
     )
+
+
+def caption_file(picture: Path) -> Path | None:
+    """The `.txt` beside a picture, if there is one; a link to nowhere was meant to be one."""
+    file = picture.with_suffix(".txt")
+    return file if file.exists() or file.is_symlink() else None
+
+
+def check_caption(text: str) -> None:
+    """Hold a caption that is no file of its own to the same rules. Raises `ValueError`."""
+    size = len(text.encode())  # half of a surrogate pair raises a ValueError of its own
+    if size > MAX_BYTES:
+        raise ValueError(f"a caption has {size} bytes; at most {MAX_BYTES} are read")
+    if "\0" in text:
+        raise ValueError("a caption holds a NUL character")
 
 
 def filename_caption(stem: str, word_regex: str = "", join_string: str = " ") -> str:
@@ -49,7 +67,7 @@ def load_template(name: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in TEMPLATES.glob("*.txt")))
         raise DataError(f"template '{name}' is neither one of {known} nor a text file")
-    lines = parse_template(_read_text(path))
+    lines = parse_template(read_text(path, MAX_BYTES))
     if not lines:
         raise DataError(f"template '{path}' is empty")
     return lines
@@ -68,42 +86,25 @@ def draw_prompt(
     *,
     shuffle_tags: bool = False,
     tag_dropout: float = 0.0,
+    tags: Tags = COMMAS,
+    with_wildcards: bool = False,
 ) -> str:
     """Draw a line of the template; fill `[filewords]` with the caption's tags, `[name]` in.
 
-    Random numbers are drawn in the web UI's order: the line, one number for each tag, the shuffle.
+    Random numbers are drawn in the web UI's order: the line, one number for each tag that is not
+    kept, the shuffle. After the line come its wildcards and the caption's.
     """
     line = rng.choice(template)
-    tags = caption.split(",")
+    if with_wildcards:
+        line, caption = (wildcards.draw(wildcards.parse(text), rng) for text in (line, caption))
+    kept, free, end = tags.parts(caption)
     if tag_dropout:
-        tags = [tag for tag in tags if rng.random() > tag_dropout]
+        free = [tag for tag in free if rng.random() > tag_dropout]
     if shuffle_tags:
-        rng.shuffle(tags)
-    return fill(line, ",".join(tags), name)
+        rng.shuffle(free)
+    return fill(line, tags.join(kept, free, end), name)
 
 
 def fill(line: str, words: str, name: str) -> str:
     """Fill one line of a template."""
     return line.replace("[filewords]", words).replace("[name]", name)
-
-
-def _read_text(file: Path) -> str:
-    """Read UTF-8 with or without a mark, any line ends. Raises `DataError` naming the place."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise DataError(f"{file.name} has {len(data)} bytes; a caption has at most {MAX_BYTES}")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file.name} is not UTF-8 text (byte {error.start}). Convert it: iconv -f LATIN1 -t "
-            f"UTF-8 {file.name} > new.txt"
-        ) from error
-    if "\0" in text:
-        raise DataError(
-            f"{file.name} holds a NUL character (byte {data.index(0)}): is it text, in UTF-8?"
-        )
-    return text.replace("\r\n", "\n").replace("\r", "\n")

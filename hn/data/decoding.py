@@ -23,6 +23,12 @@ class Example:
     name: str
     source: dict[str, Any]  # {"path": ..., "bytes": ...}, as datasets keeps an undecoded picture
     caption: str
+    other_captions: tuple[str, ...] = ()  # that may be drawn instead
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All that may be drawn."""
+        return self.caption, *self.other_captions
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets import Image as ImageFeature
-from pyarrow.lib import ArrowException
 from tqdm import tqdm
 
 from hn.config import DataConfig
-from hn.data.captions import read_caption
 from hn.data.decoding import Example, decode, read_content
+from hn.data.folder_captions import Captioned, CaptionReader
+from hn.data.hub_datasets import read_hub_dataset
+from hn.data.metadata import Metadata, read_metadata
 from hn.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -30,31 +31,46 @@ class Folder:
     """The pictures of a folder, by name, with their captions, and what is wrong with these."""
 
     pictures: list[Path]
-    captions: dict[str, str]  # by name of the picture, where it can be used
+    captions: dict[str, Captioned]  # by name of the picture, where they can be used
     unusable: dict[str, str]  # by name of the picture, what is wrong with its caption
-    shared: list[str]  # what is wrong where two pictures have one caption file
+    others: list[str]  # what is wrong with metadata, and where two pictures have one caption file
     unused: list[str]  # names of what is neither; sub-folders end with a slash
+    metadata: Metadata
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """All captions of each picture as one text."""
+        return {name: "\n".join(it.captions) for name, it in self.captions.items()}
 
     @property
     def faults(self) -> list[str]:
         """All that is wrong."""
-        return [*self.unusable.values(), *self.shared]
+        return [*self.unusable.values(), *self.others]
 
 
 def load_examples(config: DataConfig) -> Dataset:
-    """The training pictures as a dataset of `image` (undecoded), `caption` and `name`.
+    """The training pictures as a dataset of `image` (undecoded), `caption`, `name`,
+    `other_captions` and `caption_source`.
 
     Raises `DataError` listing what is wrong with the folder, its captions, or the HF dataset.
     """
     if config.train_data_dir is not None:
-        return read_folder(
-            Path(config.train_data_dir),
-            config.missing_caption,
-            setting="train_data_dir",
-            word_regex=config.filename_word_regex,
-            join_string=config.filename_join_string,
-        )
-    return _read_hub_dataset(config)
+        return read_configured_folder(config, "train_data_dir")
+    pictures, written = read_hub_dataset(config)
+    return _with_captions(pictures, written, [f"row {row}" for row in range(len(written))])
+
+
+def read_configured_folder(config: DataConfig, setting: str) -> Dataset:
+    """The folder that this setting names, its captions found as the other settings say."""
+    return read_folder(
+        Path(getattr(config, setting)),
+        config.missing_caption,
+        setting=setting,
+        word_regex=config.filename_word_regex,
+        join_string=config.filename_join_string,
+        caption_column=config.caption_column,
+        caption_lines=config.caption_lines,
+    )
 
 
 def read_folder(
@@ -62,28 +78,29 @@ def read_folder(
     missing_caption: str,
     *,
     setting: str,
-    word_regex: str = "",
-    join_string: str = " ",
+    **choices: Any,
 ) -> Dataset:
     """The pictures of a folder (not of its sub-folders), sorted by name, with their captions.
 
-    Raises `DataError` naming the `setting` and all captions that cannot be used.
+    `choices` as for `scan_folder`. Raises `DataError` naming the `setting` and all captions that
+    cannot be used.
     """
-    found = scan_folder(
-        folder, missing_caption, setting=setting, word_regex=word_regex, join_string=join_string
-    )
+    found = scan_folder(folder, missing_caption, setting=setting, **choices)
     if found.unused:
         print(f"not used, of {folder}: {named(found.unused)}")
+    if found.metadata.unused:
+        columns = named(list(found.metadata.unused))
+        print(f"columns not used, of {found.metadata.file}: {columns}")
     if found.faults:
         raise DataError(
-            _listed(f"{setting} '{folder}' has captions that cannot be used", found.faults)
+            listed(f"{setting} '{folder}' has captions that cannot be used", found.faults)
         )
-    rows = {
-        "image": [{"path": str(path), "bytes": None} for path in found.pictures],
-        "caption": list(found.captions.values()),
-        "name": [path.name for path in found.pictures],
-    }
-    return Dataset.from_dict(rows, features=_FEATURES)
+    sources = [{"path": str(path), "bytes": None} for path in found.pictures]
+    return _with_captions(
+        Dataset.from_dict({"image": sources}, _PICTURES),
+        [found.captions[path.name] for path in found.pictures],
+        [path.name for path in found.pictures],
+    )
 
 
 def scan_folder(
@@ -93,10 +110,13 @@ def scan_folder(
     setting: str,
     word_regex: str = "",
     join_string: str = " ",
+    caption_column: str = "text",
+    caption_lines: bool = False,
 ) -> Folder:
     """What the folder holds, with everything that is wrong with its captions.
 
-    Raises `DataError` naming the `setting` if there is no such folder or no picture in it.
+    See `CaptionReader` for where these are found. Raises `DataError` naming the `setting` if there
+    is no such folder or no picture in it.
     """
     if not folder.is_dir():
         raise DataError(
@@ -109,24 +129,24 @@ def scan_folder(
             f"{setting} '{folder}' holds no picture: {len(files)} entries, none ends with "
             f"{', '.join(ENDINGS)}"
         )
-    captions: dict[str, str] = {}
-    unusable: dict[str, str] = {}
-    for path in pictures:
-        try:
-            _check_name(path)
-            captions[path.name] = read_caption(
-                path, missing_caption, word_regex=word_regex, join_string=join_string
-            )
-        except DataError as error:
-            unusable[path.name] = str(error)
-    return Folder(pictures, captions, unusable, _shared(pictures), _unused(files, pictures))
+    metadata = read_metadata(folder, caption_column)
+    reader = CaptionReader(
+        metadata=metadata,
+        missing=missing_caption,
+        word_regex=word_regex,
+        join_string=join_string,
+        lines=caption_lines,
+    )
+    captions, unusable, others = reader.read_all(pictures)
+    unused = _unused(files, pictures, metadata.file)
+    return Folder(pictures, captions, unusable, others, unused, metadata)
 
 
 def examples(dataset: Dataset, description: str) -> Iterator[Example]:
     """Go through the dataset with a progress bar."""
     rows: Any = tqdm(dataset, desc=description, unit="picture", leave=False)
     for row in rows:
-        yield Example(row["name"], row["image"], row["caption"])
+        yield Example(row["name"], row["image"], row["caption"], tuple(row["other_captions"]))
 
 
 def check_pictures(dataset: Dataset, size: tuple[int, int]) -> str:
@@ -140,7 +160,8 @@ def check_pictures(dataset: Dataset, size: tuple[int, int]) -> str:
     for example in examples(dataset, "checking pictures"):
         try:
             picture = decode(example).pixels
-            for part in (example.name.encode(), example.caption.encode(), read_content(example)):
+            words = "\0".join(example.captions)  # no caption holds this character
+            for part in (example.name.encode(), words.encode(), read_content(example)):
                 digest.update(hashlib.sha256(part).digest())
             if picture.width < size[0] or picture.height < size[1]:
                 enlarged.append(example.name)
@@ -148,7 +169,7 @@ def check_pictures(dataset: Dataset, size: tuple[int, int]) -> str:
             faults.append(str(error))
     if faults:
         raise DataError(
-            _listed(
+            listed(
                 f"{len(faults)} of {len(dataset)} pictures cannot be used; mend or remove them",
                 faults,
             )
@@ -164,82 +185,38 @@ def named(names: list[str]) -> str:
     return f"{len(names)} ({', '.join(map(repr, names[:NAMED]))}{more})"
 
 
-_FEATURES = Features(
-    {"image": ImageFeature(decode=False), "caption": Value("string"), "name": Value("string")}
+def listed(headline: str, faults: list[str]) -> str:
+    """A headline with the first faults below it, one in a line, and how many more there are."""
+    more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+    return "\n  ".join([headline + ":", *faults[:SHOWN_FAULTS], *more])
+
+
+_PICTURES = Features({"image": ImageFeature(decode=False)})
+_WORDS = Features(
+    {
+        "caption": Value("string"),
+        "name": Value("string"),
+        "other_captions": List(Value("string")),
+        "caption_source": Value("string"),
+    }
 )
 
 
-def _read_hub_dataset(config: DataConfig) -> Dataset:
-    assert config.dataset_name is not None
-    try:
-        dataset = load_dataset(
-            config.dataset_name, config.dataset_config_name, split=config.dataset_split
-        )
-    except Exception as error:  # datasets raises a dozen kinds of its own
-        raise DataError(
-            f"dataset_name '{config.dataset_name}' cannot be loaded: {error}"
-        ) from error
-    assert isinstance(dataset, Dataset)
-    columns = {"image_column": config.image_column, "caption_column": config.caption_column}
-    for setting, column in columns.items():
-        if column not in dataset.column_names:
-            raise DataError(
-                f"{setting} '{column}' is not a column of {config.dataset_name}: it has "
-                f"{dataset.column_names}"
-            )
-    dataset = dataset.select_columns(list(columns.values()))
-    features = {
-        config.image_column: ImageFeature(decode=False),
-        config.caption_column: Value("string"),
+def _with_captions(pictures: Dataset, written: list[Captioned], names: list[str]) -> Dataset:
+    """The dataset of `image` with its other columns, as `Example` has them."""
+    columns = {
+        "caption": [it.captions[0] for it in written],
+        "name": names,
+        "other_captions": [it.captions[1:] for it in written],
+        "caption_source": [it.source for it in written],
     }
-    for setting, column in columns.items():
-        try:
-            dataset = dataset.cast_column(column, features[column])
-        except (ArrowException, TypeError, ValueError) as error:
-            wanted = "pictures" if setting == "image_column" else "texts"
-            raise DataError(
-                f"{setting} '{column}' of {config.dataset_name} does not hold {wanted}, but "
-                f"{dataset.features[column]}: choose another column"
-            ) from error
-    dataset = dataset.rename_columns(
-        {config.image_column: "image", config.caption_column: "caption"}
-    )
-    empty = [row for row, caption in enumerate(dataset["caption"]) if not caption]
-    if empty and config.missing_caption != "empty":
-        raise DataError(
-            f"{len(empty)} rows of {config.dataset_name} have no caption, the first is row "
-            f"{empty[0]}. Mend them, or set missing_caption to empty."
-        )
-    captions = [caption or "" for caption in dataset["caption"]]
-    names = [f"row {row}" for row in range(len(dataset))]
-    return (
-        dataset.remove_columns("caption").add_column("caption", captions).add_column("name", names)
-    )
+    return concatenate_datasets([pictures, Dataset.from_dict(columns, _WORDS)], axis=1)
 
 
-def _check_name(path: Path) -> None:
-    """Arrow, which holds the dataset, knows names in UTF-8 only. Raises `DataError`."""
-    try:
-        path.name.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{path.name!r} is not a name in UTF-8: rename it") from error
-
-
-def _unused(files: list[Path], pictures: list[Path]) -> list[str]:
+def _unused(files: list[Path], pictures: list[Path], metadata_file: str | None) -> list[str]:
     used = {*pictures, *(path.with_suffix(".txt") for path in pictures)}
-    return [path.name + "/" * path.is_dir() for path in files if path not in used]
-
-
-def _shared(pictures: list[Path]) -> list[str]:
-    """Two pictures that differ in their ending only would share one caption file."""
-    first: dict[str, Path] = {}
     return [
-        f"{path.name} and {first[path.stem].name} share {path.stem}.txt: rename one"
-        for path in pictures
-        if first.setdefault(path.stem, path) != path
+        path.name + "/" * path.is_dir()
+        for path in files
+        if path not in used and path.name != metadata_file
     ]
-
-
-def _listed(headline: str, faults: list[str]) -> str:
-    more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
-    return "\n  ".join([headline + ":", *faults[:SHOWN_FAULTS], *more])

@@ -159,14 +159,14 @@ class Preparer:
 
     def _captions_of(self, example: Example) -> tuple[str, ...]:
         generates = self._settings.blip_model is not None
-        return merge_order(self._settings.caption_action, example.caption.strip(), generates)
+        return merge_order(self._settings.caption_action, _existing(example), generates)
 
     def _caption(self, example: Example, made: Image.Image) -> str:
         """The merged caption; BLIP looks at the picture made, so a twin is described by itself."""
         parts = []
         for origin in self._captions_of(example):
             if origin == "existing":
-                parts.append(example.caption.strip())
+                parts.append(_existing(example))
             else:
                 assert self._blip is not None
                 parts.append(self._blip.describe(made))
@@ -187,6 +187,11 @@ def _nothing_made(account: Account) -> str:
     if len(account.skipped) > SHOWN_FAULTS:
         lines.append(f"... and {len(account.skipped) - SHOWN_FAULTS} more")
     return "\n  ".join(lines)
+
+
+def _existing(example: Example) -> str:
+    """The captions there are, each in a line, as `caption_lines` reads them."""
+    return "\n".join(example.captions).strip()
 
 
 def _record(

@@ -7,12 +7,13 @@ import torch
 
 from hn.config import DataConfig
 from hn.data import cache
-from hn.data.batches import ALL_PROMPTS_LIMIT, Batches, Layout, Prompts
+from hn.data.batches import Batches, Layout
 from hn.data.cache import Contexts, Latents
 from hn.data.decoding import open_picture
 from hn.data.encoding import encode_latents
 from hn.data.framing import frame, to_tensor
 from hn.data.images import examples, read_folder
+from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts
 from hn.diffusion.base_model import BaseModel, Moments
 from hn.errors import NumericsError
 from tests import golden
@@ -37,7 +38,9 @@ def make_latents(variants=3, sampling="random", seed=0) -> Latents:
 
 
 def make_prompts(seed=0, **settings) -> Prompts:
-    return Prompts(CAPTIONS, TEMPLATE, "cat", DataConfig(**settings), seed)
+    return Prompts(
+        [[caption] for caption in CAPTIONS], TEMPLATE, "cat", DataConfig(**settings), seed
+    )
 
 
 def make_batches(base, seed=0, *, latents=None, **layout) -> Batches:
@@ -80,7 +83,7 @@ def test_an_epoch_repeats_nothing_as_in_the_web_ui(base, case):
     count, size = case["images"], case["batch_size"]
     zeros = torch.zeros(count, 1, 4, 2, 2)
     latents = Latents(Moments(zeros, zeros), "deterministic", 0)
-    prompts = Prompts(["a"] * count, ["[filewords]"], "", DataConfig(), 0)
+    prompts = Prompts([["a"]] * count, ["[filewords]"], "", DataConfig(), 0)
     layout = Layout(batch_size=size, accumulation=1)
     stream = drawn(Batches(latents, prompts, Contexts(base), layout, 0), 4 * count)
     recorded = [epoch for seed in case["epochs"] for epoch in seed["epochs"]]
@@ -210,7 +213,7 @@ def test_prompts_that_are_drawn_anew_are_not_listed(settings):
 
 
 def test_too_many_prompts_are_not_listed():
-    captions = [str(i) for i in range(ALL_PROMPTS_LIMIT + 1)]
+    captions = [[str(i)] for i in range(ALL_PROMPTS_LIMIT + 1)]
     assert Prompts(captions, ["[filewords]"], "", DataConfig(), 0).all() is None
 
 

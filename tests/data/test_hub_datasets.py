@@ -1,14 +1,17 @@
 """An HF dataset, as a folder of parquet files: by its columns."""
 
+import shutil
+
 import datasets
 import pytest
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from hn.config import DataConfig
 from hn.data.decoding import open_picture
 from hn.data.images import check_pictures, examples, load_examples
+from hn.data.prompts import Prompts, captions_of, check_captions
 from hn.errors import DataError
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -29,7 +32,12 @@ def parquet(tmp_path):
             caption: captions,
             "size": [1, 2, 3],
         }
-        features = {image: ImageFeature(), caption: Value("string"), "size": Value("int64")}
+        several = any(isinstance(value, list) for value in captions)
+        features = {
+            image: ImageFeature(),
+            caption: List(Value("string")) if several else Value("string"),
+            "size": Value("int64"),
+        }
         folder = tmp_path / "set"
         folder.mkdir()
         dataset = Dataset.from_dict(rows, features=Features(features))
@@ -46,7 +54,13 @@ def config(folder, **changes) -> DataConfig:
 
 def test_rows_become_examples(parquet):
     dataset = load_examples(config(parquet(["red", "green", "blue"])))
-    assert dataset.column_names == ["image", "caption", "name"]
+    assert dataset.column_names == [
+        "image",
+        "caption",
+        "name",
+        "other_captions",
+        "caption_source",
+    ]
     found = list(examples(dataset, "reading"))
     assert [(e.name, e.caption) for e in found] == [
         ("row 0", "red"),
@@ -93,3 +107,48 @@ def test_a_column_of_pictures_is_no_column_of_captions(parquet):
     folder = parquet(["red", "green", "blue"])
     with pytest.raises(DataError, match=r"caption_column 'picture' of .* does not hold texts"):
         load_examples(config(folder, image_column="words", caption_column="picture"))
+
+
+def test_a_column_of_lists_gives_several_captions(parquet):
+    folder = parquet([["red", "crimson"], ["green"], ["blue", "azure", "navy"]])
+    dataset = load_examples(config(folder))
+    found = [example.captions for example in examples(dataset, "reading")]
+    assert found == [("red", "crimson"), ("green",), ("blue", "azure", "navy")]
+    assert captions_of(dataset) == [list(captions) for captions in found]
+    prompts = Prompts(captions_of(dataset), ["[filewords]"], "x", config(folder), 0)
+    assert {prompts.draw(2, step, 0) for step in range(40)} == set(found[2])
+    assert set(prompts.all()) == {"", *found[0], *found[1], *found[2]}
+    counted = check_captions(dataset, ["[filewords]"], config(folder))
+    assert counted.startswith("captions: 6 of 3 pictures: 0 empty")
+
+
+def test_the_digest_knows_every_caption_of_a_row(parquet, tmp_path):
+    digests = []
+    for last in ("navy", "azure"):
+        folder = parquet([["red"], ["green"], ["blue", last]])
+        digests.append(check_pictures(load_examples(config(folder)), (8, 8)))
+        shutil.rmtree(folder)
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize("empty", [None, [], ["red", ""], ["red", None]])
+def test_a_list_without_or_with_an_empty_caption_is_refused_or_empty(parquet, empty):
+    folder = parquet([["green"], empty, ["blue"]])
+    with pytest.raises(DataError, match=r"1 rows.*the first is row 1.*missing_caption to empty"):
+        load_examples(config(folder))
+    dataset = load_examples(config(folder, missing_caption="empty"))
+    assert captions_of(dataset)[1] == (["red", ""] if empty else [""])
+
+
+def test_lines_of_a_column_are_captions_of_their_own_if_that_is_set(parquet):
+    folder = parquet(["red\n\ncrimson", "green", " blue\n"])
+    dataset = load_examples(config(folder, caption_lines=True))
+    assert captions_of(dataset) == [["red", "crimson"], ["green"], ["blue"]]
+
+
+@pytest.mark.parametrize(
+    ("caption", "reason"), [("a\0b", "holds a NUL character"), ("x" * 65_537, "has 65537 bytes")]
+)
+def test_a_caption_of_a_column_is_held_to_the_rules_of_files(parquet, caption, reason):
+    with pytest.raises(DataError, match=rf"row 1 of .*set: a caption {reason}"):
+        load_examples(config(parquet(["red", caption, "blue"])))

@@ -284,6 +284,13 @@ def test_captions_with_a_model(source, tmp_path, action):
     assert account.outputs[0]["caption"] == origins[action]
 
 
+def test_captions_of_metadata_are_kept_each_in_a_line(source, tmp_path):
+    row = {"file_name": "c square.webp", "text": ["one", "two"]}
+    (source / "metadata.jsonl").write_text(json.dumps(row))
+    prepare(source, tmp_path / "o")
+    assert (tmp_path / "o/00002-0-c square.txt").read_text() == "one\ntwo"
+
+
 @pytest.mark.parametrize(("action", "count"), [("ignore", 0), ("copy", 1), ("prepend", 1)])
 def test_captions_without_a_model(source, tmp_path, action, count):
     prepare(source, tmp_path / "o", caption_action=action)

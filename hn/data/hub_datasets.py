@@ -1,0 +1,85 @@
+"""HF datasets: their pictures and what is written about them."""
+
+from typing import Any
+
+from datasets import Dataset, LargeList, List, Value, load_dataset
+from datasets import Image as ImageFeature
+from pyarrow.lib import ArrowException
+
+from hn.config import DataConfig
+from hn.data.captions import check_caption
+from hn.data.folder_captions import Captioned, lines_of
+from hn.errors import DataError
+
+
+def read_hub_dataset(config: DataConfig) -> tuple[Dataset, list[Captioned]]:
+    """The pictures, undecoded, as a dataset of `image`, and the captions of each.
+
+    A column of texts gives one caption each, a column of lists of texts several. Raises `DataError`
+    for what cannot be loaded, for columns that are missing or hold something else, and for rows
+    without a caption.
+    """
+    dataset = _load(config)
+    columns = {"image_column": config.image_column, "caption_column": config.caption_column}
+    for setting, column in columns.items():
+        if column not in dataset.column_names:
+            raise DataError(
+                f"{setting} '{column}' is not a column of {config.dataset_name}: it has "
+                f"{dataset.column_names}"
+            )
+    captions = _cast(dataset, "caption_column", config)[config.caption_column]
+    pictures = _cast(dataset, "image_column", config)
+    return pictures.rename_column(config.image_column, "image"), _captioned(captions, config)
+
+
+def _load(config: DataConfig) -> Dataset:
+    assert config.dataset_name is not None
+    try:
+        dataset = load_dataset(
+            config.dataset_name, config.dataset_config_name, split=config.dataset_split
+        )
+    except Exception as error:  # datasets raises a dozen kinds of its own
+        raise DataError(
+            f"dataset_name '{config.dataset_name}' cannot be loaded: {error}"
+        ) from error
+    assert isinstance(dataset, Dataset)
+    return dataset
+
+
+def _cast(dataset: Dataset, setting: str, config: DataConfig) -> Dataset:
+    """The column of this setting alone, as what it should hold. Raises `DataError`."""
+    column, wanted = getattr(config, setting), "pictures"
+    feature: Any = ImageFeature(decode=False)
+    if setting == "caption_column":
+        wanted, feature = "texts or lists of texts", Value("string")
+        if isinstance(dataset.features[column], List | LargeList):
+            feature = List(feature)
+    try:
+        return dataset.select_columns(column).cast_column(column, feature)
+    except (ArrowException, TypeError, ValueError) as error:
+        raise DataError(
+            f"{setting} '{column}' of {config.dataset_name} does not hold {wanted}, but "
+            f"{dataset.features[column]}: choose another column"
+        ) from error
+
+
+def _captioned(values: Any, config: DataConfig) -> list[Captioned]:
+    """The captions of each row. Raises `DataError` for rows without, or with some that are none."""
+    rows = [value if isinstance(value, list) else [value] for value in values]
+    empty = [row for row, captions in enumerate(rows) if not captions or not all(captions)]
+    if empty and config.missing_caption != "empty":
+        raise DataError(
+            f"{len(empty)} rows of {config.dataset_name} have no caption, the first is row "
+            f"{empty[0]}. Mend them, or set missing_caption to empty."
+        )
+    for row, captions in enumerate(rows):
+        try:
+            for caption in captions:
+                check_caption(caption or "")
+        except ValueError as error:
+            raise DataError(f"row {row} of {config.dataset_name}: {error}") from error
+    filled = [[caption or "" for caption in captions] or [""] for captions in rows]
+    return [
+        Captioned(lines_of(captions) if config.caption_lines else captions, "column")
+        for captions in filled
+    ]
