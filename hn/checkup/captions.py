@@ -9,6 +9,10 @@ from typing import Any
 from hn.data.images import Folder
 from hn.errors import ModelError
 
+CHUNK = 77  # tokens that Stable Diffusion's text encoders read at once
+TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
+_WANTED = "Give the folder of a Stable Diffusion model in diffusers' layout, or its tokenizer's."
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionStatistics:
@@ -38,23 +42,9 @@ class Ruler:
         self.unit = "words" if folder is None else "tokens"
         self.limit: int | None = None
         self._tokenizer: Any = None
-        if folder is None:
-            return
-        if not folder.is_dir():
-            raise ModelError(f"tokenizer '{folder}' is not a folder. Give that of a model.")
-        from transformers import CLIPTokenizer  # takes seconds
-
-        inner = folder / "tokenizer"
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(inner if inner.is_dir() else folder)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(
-                f"tokenizer '{folder}' cannot be loaded: {reason} Give the folder of a Stable "
-                "Diffusion model in diffusers' layout, or its folder tokenizer."
-            ) from error
-        self._tokenizer = tokenizer
-        self.limit = min(tokenizer.model_max_length, 77) - 2  # start and end
+        if folder is not None:
+            self._tokenizer = _load_tokenizer(folder)
+            self.limit = min(self._tokenizer.model_max_length, CHUNK) - 2  # start and end
 
     def lengths(self, captions: list[str]) -> list[int]:
         """The length of each."""
@@ -63,6 +53,26 @@ class Ruler:
         from hn.diffusion.text_encoder import token_ids
 
         return [len(ids) for ids in token_ids(self._tokenizer, captions)] if captions else []
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """The CLIP tokenizer of a folder or of its folder `tokenizer`. Raises `ModelError`."""
+    if not folder.is_dir():
+        raise ModelError(f"tokenizer '{folder}' is not a folder. {_WANTED}")
+    inner = folder / "tokenizer"
+    place = inner if inner.is_dir() else folder
+    # transformers makes an empty tokenizer of a folder without these, and says nothing
+    if not any((place / file).is_file() for file in TOKENIZER_FILES):
+        raise ModelError(
+            f"tokenizer '{place}' holds neither {' nor '.join(TOKENIZER_FILES)}. {_WANTED}"
+        )
+    from transformers import CLIPTokenizer  # takes seconds
+
+    try:
+        return CLIPTokenizer.from_pretrained(place)
+    except Exception as error:  # the reader of tokenizer.json raises bare ones
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"tokenizer '{place}' cannot be loaded: {reason}. {_WANTED}") from error
 
 
 def caption_statistics(found: Folder, ruler: Ruler, top: int) -> CaptionStatistics:
