@@ -5,8 +5,32 @@ folder. Each message says which setting or file, what was found, what is allowed
 next.
 """
 
+from typing import Any
+
 INTERRUPTED = 75  # saved, can be resumed
 BUG = 70  # anything that is not one of the classes below
+
+
+def printable(text: str, also: str = "") -> str:
+    """`text` with a question mark for what could steer a terminal or hide from the reader."""
+    return "".join(c if c.isprintable() or c in also else "?" for c in text)
+
+
+def shown(value: Any) -> str:
+    """A value found in a file, for a message: short and printable, whatever it is."""
+    if isinstance(value, list | tuple):
+        more = ", ..." if len(value) > 8 else ""
+        return f"({', '.join(map(_shown_alone, value[:8]))}{more})"
+    return _shown_alone(value)
+
+
+def _shown_alone(value: Any) -> str:
+    if value is not None and not isinstance(value, bool | int | float | str):
+        return f"<{type(value).__name__}>"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "<an int of more than 63 bits>"  # Python may refuse to print it
+    text = repr(value)  # of text: quoted, escaped
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class UserError(Exception):

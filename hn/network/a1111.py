@@ -2,7 +2,6 @@
 named values.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hn.errors import ModelError
+from hn.errors import ModelError, shown
 from hn.network import container
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig, Provenance
@@ -44,11 +43,12 @@ def from_dict(state: Any, default_name: str) -> Contents:
         )
     pairs = {key: value for key, value in state.items() if type(key) is int}
     if not pairs:
-        keys = ", ".join(repr(key)[:40] for key in list(state)[:5])
+        keys = ", ".join(shown(key) for key in list(state)[:5])
         raise ModelError(
             "this is no hypernetwork: no key is a context width such as 768 (an int). It holds "
             f"{keys or 'nothing'}"
         )
+    config = _config(state, tuple(pairs))
     tensors = {
         f"{dim}.{kind}.{key}": tensor
         for dim, pair in pairs.items()
@@ -56,7 +56,7 @@ def from_dict(state: Any, default_name: str) -> Contents:
         for key, tensor in _renamed(weights).items()
     }
     return Contents(
-        config=_config(state, tuple(pairs)),
+        config=config,
         provenance=_provenance(state, default_name),
         tensors=tensors,
         values={key: value for key, value in state.items() if key not in pairs},
@@ -107,32 +107,45 @@ def _renamed(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     renamed = {}
     for key, tensor in weights.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise ModelError(f"the entry {key!r} is a {type(tensor).__name__}, not a tensor")
+            raise ModelError(f"the entry {shown(key)} is a {type(tensor).__name__}, not a tensor")
         first, _, rest = key.partition(".")
         renamed[f"{_OLD_NAMES[first]}.{rest}" if first in _OLD_NAMES else key] = tensor
     return renamed
 
 
 def _config(state: Mapping[Any, Any], dims: tuple[int, ...]) -> HypernetworkConfig:
-    structure = tuple(state.get("layer_structure") or (1, 2, 1))
-    given = state.get("dropout_structure")
-    use_dropout, last = (
-        bool(state.get("use_dropout", False)),
-        bool(state.get("last_layer_dropout", False)),
-    )
-    dropout = (
-        parse_dropout_structure(structure, use_dropout, last) if given is None else tuple(given)
-    )
+    structure = _tuple(state, "layer_structure", (1, 2, 1))
+    use_dropout = _flag(state, "use_dropout", False)
+    if state.get("dropout_structure") is None:
+        last = _flag(state, "last_layer_dropout", False)
+        dropout = parse_dropout_structure(structure, use_dropout, last)
+    else:
+        dropout = _tuple(state, "dropout_structure", ())
     return HypernetworkConfig(
         dims=dims,
         layer_structure=structure,
         activation_func=state.get("activation_func"),
-        weight_initialization=str(state.get("weight_initialization", "Normal")),
-        is_layer_norm=bool(state.get("is_layer_norm", False)),
-        activate_output=bool(state.get("activate_output", True)),
+        weight_initialization=_text(state, "weight_initialization", "Normal") or "None",
+        is_layer_norm=_flag(state, "is_layer_norm", False),
+        activate_output=_flag(state, "activate_output", True),
         use_dropout=use_dropout,
         dropout_structure=dropout,
     )
+
+
+def _tuple(state: Mapping[Any, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    value = state.get(key, default)
+    if not isinstance(value, list | tuple):
+        raise ModelError(f"{key} must be a list of numbers; found {shown(value)}")
+    return tuple(value)
+
+
+def _flag(state: Mapping[Any, Any], key: str, default: bool) -> bool:
+    """What the web UI takes for true, of what is no container."""
+    value = state.get(key, default)
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ModelError(f"{key} must be true or false; found {shown(value)}")
+    return bool(value)
 
 
 def parse_dropout_structure(
@@ -147,17 +160,25 @@ def parse_dropout_structure(
 def _provenance(state: Mapping[Any, Any], default_name: str) -> Provenance:
     return Provenance(
         name=_text(state, "name") or default_name,
-        step=int(state.get("step") or 0),
+        step=_step(state),
         sd_checkpoint=_text(state, "sd_checkpoint"),
         sd_checkpoint_name=_text(state, "sd_checkpoint_name"),
         optional_info=_text(state, "optional_info"),
     )
 
 
-def _text(state: Mapping[Any, Any], key: str) -> str | None:
-    """A short printable string, whatever the file holds: it is shown, and never used as a path."""
-    value = state.get(key)
-    return None if value is None else re.sub(r"[\x00-\x1f\x7f]", "?", str(value))[:2000]
+def _step(state: Mapping[Any, Any]) -> int:
+    """Some store a whole number as a float, and the web UI takes None for a new file."""
+    value = state.get("step")
+    whole = isinstance(value, float) and value.is_integer()
+    if value is not None and not whole and not isinstance(value, int):
+        raise ModelError(f"step must be a number of steps; found {shown(value)}")
+    return int(value or 0)
+
+
+def _text(state: Mapping[Any, Any], key: str, default: str | None = None) -> str | None:
+    value = state.get(key, default)
+    return value if value is None or isinstance(value, str) else shown(value)
 
 
 def _weights(

@@ -7,7 +7,7 @@ other name is a class of `torch.nn.modules.activation` in lower case, made with 
 from torch import nn
 from torch.nn.modules import activation as torch_activations
 
-from hn.errors import ModelError
+from hn.errors import ModelError, shown
 
 _OWN: dict[str, type[nn.Module]] = {
     "linear": nn.Identity,
@@ -36,5 +36,7 @@ NAMES = tuple(sorted(set(_ALL) - _UNUSABLE - {"module"}))
 def make_activation(name: str) -> nn.Module:
     """Build an activation. Raises `ModelError` for a name the web UI cannot use."""
     if name not in NAMES:
-        raise ModelError(f"activation_func '{name}' is not known; it is one of: {', '.join(NAMES)}")
+        raise ModelError(
+            f"activation_func {shown(name)} is not known; it is one of: {', '.join(NAMES)}"
+        )
     return _ALL[name](dim=0) if name in _OVER_BATCH else _ALL[name]()

@@ -8,23 +8,22 @@ malicious". The same content always gives the same bytes.
 """
 
 import io
-import pickle
 import pickletools
 import re
 import zipfile
-import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hn.errors import ModelError
+from hn.errors import ModelError, printable, shown
 
 MAX_PICKLE = 4 * 2**20  # bytes of structure: a real hypernetwork's is a few kilobytes
 MAX_FILE = 8 * 2**30  # bytes
-_RECORD = re.compile(r"[^/]+/(data\.pkl|version|byteorder|\.[\w/]+|data/\d+)$")
-_KEPT = re.compile(r"[^/]+/(data\.pkl|version|data/\d+)$")
+_RECORD = re.compile(r"[^/]+/(data\.pkl|version|byteorder|\.[\w/]+|data/\d+)")
+_KEPT = re.compile(r"[^/]+/(data\.pkl|version|data/\d+)")
 _EARLY = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold: bytes must not depend on the clock
 
 
@@ -39,20 +38,12 @@ def read(path: Path) -> Any:
         )
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-    ) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    except Exception as error:  # on damaged bytes torch raises whatever its unpickler stumbles over
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ModelError(
             f"{path} was refused: it is damaged, or holds more than numbers and plain values "
-            f"({reason}). Loading it could run a stranger's code, so there is no switch for that; "
-            "ask for a .safetensors file."
+            f"({printable(reason[0])[:300]}). Loading it could run a stranger's code, so there is "
+            "no switch for that; ask for a .safetensors file."
         ) from error
 
 
@@ -61,7 +52,9 @@ def write(obj: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(obj, buffer)
     with zipfile.ZipFile(buffer) as archive:
-        return _zip({name: archive.read(name) for name in archive.namelist() if _KEPT.match(name)})
+        return _zip(
+            {name: archive.read(name) for name in archive.namelist() if _KEPT.fullmatch(name)}
+        )
 
 
 @dataclass(frozen=True)
@@ -107,42 +100,38 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _repack_checked(data: bytes, path: Path) -> bytes:
-    """Check every record (name, compression, checksum, size), pack the needed ones anew."""
+    """Check every record (name, compression, checksum, size) and pack them anew."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_records(archive.infolist(), path)
-            return _zip(
-                {r.filename: archive.read(r) for r in archive.infolist() if _KEPT.match(r.filename)}
-            )
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
-        if isinstance(error, ModelError):
-            raise
+            return _zip({record.filename: archive.read(record) for record in archive.infolist()})
+    except ModelError:
+        raise
+    except Exception as error:  # a dozen kinds, like torch's
         raise ModelError(
-            f"{path} is damaged or cut short ({error}). Download or export it again."
+            f"{path} is damaged or cut short ({printable(str(error))[:300]}). Download or export "
+            "it again."
         ) from error
 
 
 def _check_records(records: list[zipfile.ZipInfo], path: Path) -> None:
-    names = [record.filename for record in records]
+    names = Counter(record.filename for record in records)
     for record in records:
-        if not _RECORD.match(record.filename) or names.count(record.filename) > 1:
-            raise ModelError(f"{path} is not a .pt file: it holds the record {record.filename!r}")
+        if not _RECORD.fullmatch(record.filename) or names[record.filename] > 1:
+            raise ModelError(
+                f"{path} is not a .pt file: it holds the record {shown(record.filename)}"
+            )
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise ModelError(
-                f"{path} was refused: the record {record.filename!r} is compressed, as torch never "
-                "does"
+                f"{path} was refused: the record {shown(record.filename)} is compressed, as torch "
+                "never does"
             )
         if record.filename.endswith("/data.pkl") and record.file_size > MAX_PICKLE:
             raise ModelError(f"{path} was refused: its structure takes {record.file_size} bytes")
     if not any(name.endswith("/data.pkl") for name in names):
         raise ModelError(f"{path} is a zip archive, but not a .pt file: it has no data.pkl")
+    if len({name.split("/", 1)[0] for name in names}) > 1:
+        raise ModelError(f"{path} is a zip archive, but not a .pt file: it has several folders")
 
 
 def _zip(records: dict[str, bytes]) -> bytes:

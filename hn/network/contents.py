@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hn.errors import ModelError
+from hn.errors import ModelError, shown
 from hn.network.description import HypernetworkConfig, Provenance
 from hn.network.module import Hypernetwork
 
@@ -48,7 +48,9 @@ class Contents:
         expected = _skeleton(self.config).tensors()
         faults = [f"{key} is missing" for key in expected if key not in self.tensors]
         faults += [
-            f"{key} is not part of this structure" for key in self.tensors if key not in expected
+            f"{shown(key)} is not part of this structure"
+            for key in self.tensors
+            if key not in expected
         ]
         faults += [
             f"{key} has the shape {tuple(self.tensors[key].shape)}, not {tuple(tensor.shape)}"
@@ -65,7 +67,10 @@ class Contents:
         """The hypernetwork, in float32; draws no random numbers. Raises `ModelError` for NaN."""
         _raise([f"{key} holds NaN or infinity" for key in self.spoilt], "the weights are spoilt")
         net = _skeleton(self.config, self.provenance)
-        weights = {f"pairs.{key}": t.detach().float().clone() for key, t in self.tensors.items()}
+        weights = {
+            f"pairs.{key}": tensor.detach().clone()
+            for key, tensor in self.to(torch.float32).tensors.items()
+        }
         net.load_state_dict(weights, assign=True)
         return net
 
@@ -88,7 +93,7 @@ class Contents:
                 for key in cast.spoilt
                 if key not in self.spoilt
             ],
-            f"the weights do not fit into {dtype}; choose bf16 or fp32",
+            f"the weights do not fit into {dtype}; bf16 and fp32 reach 3.4e38",
         )
         return cast
 

@@ -3,9 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from hn.errors import ModelError
+from hn.errors import ModelError, printable, shown
+
+# Far above any real file, and low enough that a hostile one costs neither time nor memory.
+MAX_DIM = 2**20
+MAX_MULTIPLIER = 1000
+MAX_ENTRIES = 64
+MAX_STEP = 2**53
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,29 +37,56 @@ class HypernetworkConfig:
     def __post_init__(self) -> None:
         if not self.dropout_structure:
             object.__setattr__(self, "dropout_structure", (0,) * len(self.layer_structure))
+        self._check_widths()
+        self._check_dropout()
+        self._check_words()
         if any(self.dropout_structure) and not self.use_dropout:
             object.__setattr__(self, "use_dropout", True)
-        self._check()
 
-    def _check(self) -> None:
-        structure, dropout = self.layer_structure, self.dropout_structure
-        if not self.dims or len(set(self.dims)) != len(self.dims) or min(self.dims) < 1:
+    def _check_widths(self) -> None:
+        dims, structure = self.dims, self.layer_structure
+        if not _numbers(dims, 1, MAX_DIM, int) or not dims or len(set(dims)) != len(dims):
             raise ModelError(
-                f"dims must be different positive widths, such as (320, 768); found {self.dims}"
+                f"dims must be different positive widths, such as (320, 768); found {shown(dims)}"
+            )
+        if not _numbers(structure, 0, MAX_MULTIPLIER):
+            raise ModelError(
+                f"layer_structure must be multipliers from 0 to {MAX_MULTIPLIER}, at most "
+                f"{MAX_ENTRIES}, such as (1, 2, 1); found {shown(structure)}"
             )
         if not structure or structure[0] != 1 or structure[-1] != 1:
             raise ModelError(
-                f"layer_structure must start and end with 1, such as (1, 2, 1); found {structure}"
+                "layer_structure must start and end with 1, such as (1, 2, 1); found "
+                f"{shown(structure)}"
+            )
+
+    def _check_dropout(self) -> None:
+        structure, dropout = self.layer_structure, self.dropout_structure
+        if not _numbers(dropout, -MAX_MULTIPLIER, MAX_MULTIPLIER) or any(
+            p >= 1 for p in dropout[1 : len(structure)]
+        ):
+            raise ModelError(
+                "dropout_structure holds probabilities of at least 0, below 1; found "
+                f"{shown(dropout)}"
             )
         if len(dropout) < len(structure):
             raise ModelError(
                 f"dropout_structure needs one probability for each of the {len(structure)} entries "
-                f"of layer_structure {structure}; found {dropout}"
+                f"of layer_structure {shown(structure)}; found {shown(dropout)}"
             )
-        if any(p >= 1 for p in dropout[1 : len(structure)]):
-            raise ModelError(
-                f"dropout_structure holds probabilities of at least 0, below 1; found {dropout}"
-            )
+
+    def _check_words(self) -> None:
+        for name in ("activation_func", "weight_initialization"):
+            word = getattr(self, name)
+            if word is None and name == "activation_func":
+                continue
+            if not isinstance(word, str) or not word.isprintable() or len(word) > 100:
+                raise ModelError(f"{name} must be a name, such as relu; found {shown(word)}")
+        for name in ("is_layer_norm", "activate_output", "use_dropout"):
+            if not isinstance(getattr(self, name), bool):
+                raise ModelError(
+                    f"{name} must be true or false; found {shown(getattr(self, name))}"
+                )
 
     @property
     def last_layer_dropout(self) -> bool:
@@ -63,13 +96,27 @@ class HypernetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a hypernetwork comes from: information that no host computes with."""
+    """Where a hypernetwork comes from: information that no host computes with.
+
+    Texts are shown and never used as a path; what could steer a terminal becomes a question mark.
+    """
 
     name: str = ""
     step: int = 0
     sd_checkpoint: str | None = None
     sd_checkpoint_name: str | None = None
     optional_info: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.step, int) or not 0 <= self.step < MAX_STEP:
+            raise ModelError(f"step must be a number of steps; found {shown(self.step)}")
+        for name in ("name", "sd_checkpoint", "sd_checkpoint_name", "optional_info"):
+            text = getattr(self, name)
+            if isinstance(text, str):
+                breaks = "\n\t" if name == "optional_info" else ""
+                object.__setattr__(self, name, printable(text, breaks))
+            elif text is not None or name == "name":
+                raise ModelError(f"{name} must be text; found {shown(text)}")
 
 
 class Layer(NamedTuple):
@@ -79,6 +126,17 @@ class Layer(NamedTuple):
 
     kind: Literal["linear", "activation", "norm", "dropout"]
     value: tuple[int, int] | int | float | str
+
+
+def _numbers(
+    values: Any, low: float, high: float, kind: type | tuple[type, ...] = (int, float)
+) -> bool:
+    """Whether `values` is a tuple of few numbers from `low` to `high`; NaN is none."""
+    return (
+        isinstance(values, tuple)
+        and len(values) <= MAX_ENTRIES
+        and all(isinstance(value, kind) and low <= value <= high for value in values)
+    )
 
 
 def layers(dim: int, config: HypernetworkConfig) -> Iterator[Layer]:

@@ -52,6 +52,8 @@ def write(contents: Contents, path: str | PathLike[str]) -> None:
 
 def is_safetensors(path: Path) -> bool:
     """Whether the file begins as a `.safetensors` does. Raises `ModelError` if it is not there."""
+    if path.exists() and not path.is_file():  # a pipe would keep us waiting, a device never ends
+        raise ModelError(f"cannot read {path}: it is not a file")
     try:
         with open(path, "rb") as file:
             return file.read(9)[8:9] == b"{"

@@ -8,7 +8,7 @@ layer draws for itself, then, layer by layer, what is drawn here.
 import torch
 from torch import nn
 
-from hn.errors import ModelError
+from hn.errors import ModelError, shown
 
 NAMES = ("identity", "Normal", "KaimingUniform", "KaimingNormal", "XavierUniform", "XavierNormal")
 
@@ -17,7 +17,7 @@ def initialise(layers: nn.Sequential, name: str) -> None:
     """Draw the weights of one module's `layers`. Raises `ModelError` for an unknown `name`."""
     if name not in NAMES:
         raise ModelError(
-            f"weight_initialization '{name}' is not known; it is one of: {', '.join(NAMES)}"
+            f"weight_initialization {shown(name)} is not known; it is one of: {', '.join(NAMES)}"
         )
     for layer in layers:
         if isinstance(layer, nn.Linear):

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from hn.errors import ModelError
+from hn.errors import ModelError, printable, shown
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig, Provenance
 
@@ -23,22 +23,14 @@ def read(path: Path) -> Contents:
     """Read what `to_bytes` wrote. Raises `ModelError` for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             names = file.keys()
+            config, provenance = _described(file.metadata() or {}, names)
             tensors = {name: file.get_tensor(name) for name in names}
+        return Contents(config=config, provenance=provenance, tensors=tensors).check()
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read {path}: {error}. Download or export it again.") from error
-    if HEADER_KEY not in metadata:
-        raise ModelError(
-            f"{path} is a .safetensors file, but no hypernetwork of ours: its header has no "
-            f"'{HEADER_KEY}' entry. Its first tensors are "
-            f"{', '.join(sorted(tensors)[:3]) or 'none'}."
-        )
-    try:
-        config, provenance = _described(json.loads(metadata[HEADER_KEY]))
-        return Contents(config=config, provenance=provenance, tensors=tensors).check()
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path}: {error}") from error
 
 
 def to_bytes(contents: Contents, name: str) -> bytes:
@@ -51,14 +43,28 @@ def to_bytes(contents: Contents, name: str) -> bytes:
     return save(contents.packed(), metadata={HEADER_KEY: json.dumps(description, sort_keys=True)})
 
 
-def _described(description: Any) -> tuple[HypernetworkConfig, Provenance]:
-    version = description["format_version"]
-    if version > FORMAT_VERSION:
+def _described(metadata: dict[str, str], names: list[str]) -> tuple[HypernetworkConfig, Provenance]:
+    if HEADER_KEY not in metadata:
         raise ModelError(
-            f"it was written by a newer version (format {version}, this one reads {FORMAT_VERSION})"
+            "this is a .safetensors file, but no hypernetwork of ours: its header has no "
+            f"'{HEADER_KEY}' entry. Its first tensors are {shown(sorted(names)[:3])}."
         )
-    config: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in description["config"].items()
-    }
-    return HypernetworkConfig(**config), Provenance(**description["provenance"])
+    try:
+        description = json.loads(metadata[HEADER_KEY])
+        version = description["format_version"]
+        if version > FORMAT_VERSION:
+            raise ModelError(
+                f"it was written by a newer version (format {shown(version)}, this one reads "
+                f"{FORMAT_VERSION})"
+            )
+        config: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in description["config"].items()
+        }
+        return HypernetworkConfig(**config), Provenance(**description["provenance"])
+    except ModelError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"its '{HEADER_KEY}' entry is not what we write ({printable(str(error))[:300]})"
+        ) from error

@@ -12,6 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from hn.errors import shown
 from hn.network import comfyui, container, files
 from hn.network.a1111 import named_values
 from hn.network.contents import Contents
@@ -139,8 +140,8 @@ def _file_findings(path: Path, contents: Contents) -> Iterator[Finding]:
     if contents.provenance.name not in ("", path.stem):
         yield Finding(
             Outcome.SAME,
-            f"it is called '{contents.provenance.name}' inside, which is what the web UI remembers "
-            "it by: after another file called so, that one is used",
+            f"it is called {shown(contents.provenance.name)} inside, which is what the web UI "
+            "remembers it by: after another file called so, that one is used",
             _CONVERT,
         )
 

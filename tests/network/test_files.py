@@ -7,13 +7,16 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import hn
 from hn.errors import ModelError
-from hn.network import container
+from hn.network import a1111, container, native
+from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
 from tests import golden
 
@@ -156,11 +159,14 @@ def test_a_file_is_known_by_its_content_not_its_name(tmp_path):
     assert hn.load(tmp_path / "net.pt").dims == (16, 8)
 
 
-def test_control_characters_in_a_files_name_are_made_visible(tmp_path):
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_what_could_steer_a_terminal_is_made_visible_and_lines_are_kept(ending, tmp_path):
     net = make_net()
-    net.describe(optional_info="a\x1b[2Jb\n")
-    hn.save(net, tmp_path / "net.pt")
-    assert hn.load(tmp_path / "net.pt").provenance.optional_info == "a?[2Jb?"
+    net.describe(sd_checkpoint_name="a\x1b[2J\u202e\ud800\n", optional_info="one\ntwo\tüber\x9b")
+    hn.save(net, tmp_path / f"net{ending}")
+    provenance = hn.load(tmp_path / f"net{ending}").provenance
+    assert provenance.sd_checkpoint_name == "a?[2J???"
+    assert provenance.optional_info == "one\ntwo\tüber?"
 
 
 @pytest.mark.parametrize("ending", [".ckpt", "", ".PT"])
@@ -202,6 +208,9 @@ DAMAGED = {
     "noise": (lambda _: bytes(range(100, 200)), "nothing in it is known"),
     "deflated": (_deflated, "is compressed"),
     "foreign-zip": (lambda _: _deflated(_zip({"a/readme.md": b""})), "holds the record"),
+    "no-record": (lambda _: _zip({}), "has no data.pkl"),
+    "two-folders": (_with_record("other/data.pkl"), "several folders"),
+    "name-with-a-line-break": (_with_record("archive/data.pkl\n"), "holds the record"),
     "no-pickle": (lambda _: _zip({"a/version": b"3"}), "has no data.pkl"),
     "climbing-record": (_with_record("../evil.py"), "holds the record"),
     "huge-pickle": (lambda _: container.write({"x": "a" * 5_000_000}), "structure takes"),
@@ -244,6 +253,39 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
             hn.load(path)
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "net.pt")
+    with pytest.raises(ModelError, match="it is not a file"):
+        hn.load(tmp_path / "net.pt")
+
+
+def test_numbers_in_the_other_byte_order_are_read(tmp_path):
+    """As torch writes them on a big-endian machine."""
+    net, path = make_net(), tmp_path / "net.pt"
+    torch.save(a1111.to_dict(Contents.of(net), "net"), path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    turned = {
+        name: b"big"
+        if name.endswith("/byteorder")
+        else np.frombuffer(data, ">f4").astype("<f4").tobytes()
+        if "/data/" in name
+        else data
+        for name, data in records.items()
+    }
+    path.write_bytes(_zip(turned))
+    read = hn.load(path).tensors()
+    assert all(torch.equal(tensor, read[key]) for key, tensor in net.tensors().items())
+
+
+def test_a_large_strangers_file_is_refused_by_its_header(tmp_path, monkeypatch):
+    """A base model given by mistake is not read into memory first."""
+    save_file({"model.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(native, "safe_open", HeaderOnly)
+    with pytest.raises(ModelError, match=r"no hypernetwork of ours.*model\.weight"):
+        hn.load(tmp_path / "model.safetensors")
+
+
 def test_a_safetensors_file_cut_short_is_refused(tmp_path):
     path = tmp_path / "net.safetensors"
     hn.save(make_net(), path)
@@ -256,6 +298,25 @@ def test_a_strangers_safetensors_file_is_refused(tmp_path):
     save_file({"lora.up": torch.zeros(2)}, tmp_path / "lora.safetensors")
     with pytest.raises(ModelError, match=r"no hypernetwork of ours.*lora\.up"):
         hn.load(tmp_path / "lora.safetensors")
+
+
+class HeaderOnly:
+    """A file whose tensors cannot be had."""
+
+    def __init__(self, path, framework):
+        self._file = safe_open(path, framework=framework)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def metadata(self):
+        return self._file.metadata()
+
+    def keys(self):
+        return self._file.keys()
 
 
 class Evil:

@@ -177,4 +177,4 @@ def test_wrong_tensors_are_all_named():
         Contents(config=net.config, provenance=net.provenance, tensors=tensors).check()
     assert "8.k.linear.0.bias is missing" in str(caught.value)
     assert "8.v.linear.0.bias has the shape (3,), not (16,)" in str(caught.value)
-    assert "8.v.other is not part of this structure" in str(caught.value)
+    assert "'8.v.other' is not part of this structure" in str(caught.value)
