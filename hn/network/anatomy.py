@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hn.errors import ModelError
 from hn.network.contents import Contents
 from hn.network.module import Hypernetwork, HypernetworkModule
 
 PROBES = (8, 256)  # contexts: a batch, since some activations run over it, of so many tokens
-CONSTANT = 1e-6  # a unit whose answers vary less, of the layer's most varying one, is dead
+ALIKE = 1e-6  # what varies less, relative to the size of its values, is alike
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class ModuleFacts:
 
 
 def examine(contents: Contents) -> Iterator[ModuleFacts]:
-    """The facts of each module in turn. Raises `ModelError` for spoilt weights."""
-    net = contents.build()
+    """The facts of each module in turn. Raises `ModelError` for spoilt or overflowing weights."""
+    net = contents.build().double()  # large weights overflow later, ranks have less noise
     for dim in net.dims:
         for side in "kv":
             yield _examine(net, dim, side)
@@ -52,8 +53,10 @@ def dtypes(tensors: Mapping[str, Tensor]) -> list[str]:
 @torch.no_grad()
 def _examine(net: Hypernetwork, dim: int, side: str) -> ModuleFacts:
     module = net.module(dim, side)
-    context = torch.randn(*PROBES, dim, generator=torch.Generator().manual_seed(dim))  # (B, N, D)
-    added = module.linear(context)
+    context = torch.randn(*PROBES, dim, generator=torch.Generator().manual_seed(dim)).double()
+    added = module.linear(context)  # (B, N, D)
+    if not added.isfinite().all():
+        raise ModelError(f"the weights of {dim}.{side} are so large that its outputs overflow")
     dead, units = _dead_units(module, context)
     return ModuleFacts(
         dim=dim,
@@ -69,10 +72,10 @@ def _examine(net: Hypernetwork, dim: int, side: str) -> ModuleFacts:
 
 def effective_rank(rows: Tensor) -> float:
     """The effective rank of `rows` (N, D) about their mean; 0 if they are all alike."""
-    centred = (rows - rows.mean(0)).double()
+    centred = rows - rows.mean(0)
     eigenvalues = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0)
     singular = eigenvalues.sqrt()
-    if singular.max() <= 1e-12:
+    if singular.max() <= ALIKE * rows.norm():
         return 0.0
     shares = singular / singular.sum()
     return float(torch.special.entr(shares).sum().exp())
@@ -83,9 +86,9 @@ def _dead_units(module: HypernetworkModule, context: Tensor) -> tuple[int, int]:
     dead = units = 0
     hidden = context
     for layer in module.linear:
-        if isinstance(layer, nn.Linear) and hidden is not context:
+        if isinstance(layer, nn.Linear) and hidden is not context and layer.in_features:
             spread = hidden.flatten(0, 1).std(0)  # (width,)
-            dead += int((spread <= CONSTANT * spread.max()).sum())
+            dead += int((spread <= ALIKE * hidden.abs().max()).sum())
             units += len(spread)
         hidden = layer(hidden)
     return dead, units
