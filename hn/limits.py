@@ -4,7 +4,9 @@ import math
 import re
 
 from hn.config import Config, DataConfig
-from hn.errors import OptionError
+from hn.errors import OptionError, shown
+
+MAX_NAME = 200  # bytes; the names of files have at most 255, and endings and steps follow
 
 
 def check(config: Config) -> None:
@@ -132,7 +134,14 @@ def _combination_faults(config: Config) -> list[str]:
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):
         faults.append(
             "name may hold letters, digits and ._- and blanks, since it names files; found "
-            f"'{name}'"
+            f"{shown(name)}"
+        )
+    if len(name.encode()) > MAX_NAME:
+        faults.append(f"name must have at most {MAX_NAME} bytes, since it names files")
+    if config.network.adopt_optimizer != "matching" and config.network.hypernetwork_path is None:
+        faults.append(
+            "adopt_optimizer is for the file that hypernetwork_path names; found "
+            f"{config.network.adopt_optimizer} without one"
         )
     optimizer = config.optimizer
     if optimizer.use_8bit_adam and optimizer.optimizer != "AdamW":

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hn.errors import OptionError, UserError
+from hn.errors import OptionError, UserError, shown
 
 OTHER = {".pt": ".safetensors", ".safetensors": ".pt"}
 
@@ -49,11 +49,13 @@ def convert(args: argparse.Namespace) -> None:
         raise OptionError(f"{output} is there already: choose another -o, or give --overwrite")
 
     from hn.network import files, portability
+    from hn.network.a1111 import unread
     from hn.network.contents import DTYPES
-    from hn.network.sidecar import short_hash
+    from hn.network.sidecar import beside, short_hash
 
     files.check_ending(output)
     contents = files.read(args.file)
+    left_out = unread(contents)
     if args.fix or args.share:
         contents = portability.mended(contents)
     if args.share:
@@ -66,6 +68,10 @@ def convert(args: argparse.Namespace) -> None:
         contents = contents.to(DTYPES[args.dtype])
     files.write(contents, output)
     print(f"{args.file} -> {output}")
+    if left_out:
+        print(f"left out, since no host reads it: {shown(left_out)}")
+    if beside(args.file).exists():
+        print(f"left alone: {beside(args.file)}, which belongs to {args.file.name} as it was")
     print(portability.as_lines(portability.in_words(portability.judge(files.read(output), output))))
 
 

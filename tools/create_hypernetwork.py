@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from hn.errors import OptionError, UserError
+from hn.errors import OptionError, UserError, shown
+from hn.limits import MAX_NAME
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -47,9 +48,11 @@ def main() -> int:
 def create(args: argparse.Namespace) -> None:
     """Write the new file and say which hosts run it. Raises `OptionError` or `ModelError`."""
     name = "".join(c for c in args.name if c.isalnum() or c in "._- ").strip()
+    if not any(map(str.isalnum, name)) or len(name.encode()) > MAX_NAME:
+        raise OptionError(
+            f"name {shown(args.name)} must have a letter or digit, and at most {MAX_NAME} bytes"
+        )
     path = args.output / f"{name}.pt"
-    if not name.strip("."):
-        raise OptionError(f"name '{args.name}' has no letter or digit")
     if path.exists() and not args.overwrite:
         raise OptionError(f"{path} is there already: choose another name, or give --overwrite")
 

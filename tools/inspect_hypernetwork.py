@@ -14,7 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hn.errors import UserError
+from hn.errors import UserError, shown
+
+ROW = "  {dim:>5}    {side}  {weight_norm:>12.4g}  {change:>8.2%}  {rank:>8.1f}  {dead} of {units}"
 
 
 def main() -> int:
@@ -31,7 +33,8 @@ def main() -> int:
             reports.append(report(path))
         except UserError as error:
             code = error.exit_code
-            print(f"error: {error}", file=sys.stderr)
+            where = "" if str(path) in str(error) else f"{path}: "
+            print(f"error: {where}{error}", file=sys.stderr)
     print(json.dumps(reports, indent=1) if args.json else "\n\n".join(map(as_text, reports)))
     return code
 
@@ -65,14 +68,11 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['file']}: {report['parameters']:,} parameters in {', '.join(report['dtypes'])}",
         f"  structure  {structure}; {', '.join([str(config['activation_func']), *flags])}",
-        "  trained    " + ", ".join(f"{key} {value}" for key, value in provenance.items() if value),
+        "  trained    "
+        + ", ".join(f"{key} {shown(value)}" for key, value in provenance.items() if value),
         "  width side   weight norm    change      rank  dead units",
     ]
-    lines += [
-        f"  {m['dim']:>5}    {m['side']}  {m['weight_norm']:>12.4g}  {m['change']:>8.2%}  "
-        f"{m['rank']:>8.1f}  {m['dead']} of {m['units']}"
-        for m in report["modules"]
-    ]
+    lines += [ROW.format(**module) for module in report["modules"]]
     return "\n".join([*lines, portability.as_lines(report["hosts"])])
 
 

@@ -92,6 +92,11 @@ def named_values(contents: Contents, name: str) -> dict[str, Any]:
     }
 
 
+def unread(contents: Contents) -> list[Any]:
+    """The keys of a file that are neither widths nor values that a host reads."""
+    return [key for key in contents.values if key not in named_values(contents, "")]
+
+
 def _pair(dim: int, pair: Any) -> tuple[dict, dict]:
     if (
         not isinstance(pair, tuple | list)

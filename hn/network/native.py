@@ -26,7 +26,8 @@ def read(path: Path) -> Contents:
             names = file.keys()
             config, provenance = _described(file.metadata() or {}, names)
             tensors = {name: file.get_tensor(name) for name in names}
-        return Contents(config=config, provenance=provenance, tensors=tensors).check()
+        contents = Contents(config=config, provenance=provenance, tensors=tensors).check()
+        return contents.with_config()  # in the order of the layers; the file has one of its own
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except (SafetensorError, OSError) as error:

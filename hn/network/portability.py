@@ -14,7 +14,7 @@ from typing import Any
 
 from hn.errors import shown
 from hn.network import comfyui, container, files
-from hn.network.a1111 import named_values
+from hn.network.a1111 import named_values, unread
 from hn.network.contents import Contents
 
 OVER_BATCH = ("softmax", "softmax2d", "softmin", "logsoftmax")
@@ -77,7 +77,7 @@ def judge(contents: Contents, path: Path | None = None) -> list[Verdict]:
                 "use A1111, ComfyUI, or diffusers with hn",
             )
         ],
-        "ComfyUI": [*_comfyui_file(path), *_comfyui(contents)],
+        "ComfyUI": list(_comfyui_file(path)) or list(_comfyui(contents)),
         "diffusers": [],
     }
     return [Verdict(host, (*found, *everywhere)) for host, found in hosts.items()]
@@ -150,14 +150,19 @@ def _a1111(contents: Contents) -> Iterator[Finding]:
     text = _text_widths(contents)
     if text:
         yield Finding(
-            Outcome.OTHER, f"the widths {text} are stored as text, which it ignores", _CONVERT
+            Outcome.OTHER,
+            f"the widths {shown(text)} are stored as text, which it ignores, as this program does",
         )
+    others = [key for key in unread(contents) if key not in text]
+    if others:
+        yield Finding(Outcome.SAME, f"it does not read {shown(others)}")
     if SDXL_WIDTH in contents.config.dims:
         yield Finding(
             Outcome.IGNORED,
             f"it hooks no SDXL model (width {SDXL_WIDTH})",
             "use ComfyUI, or diffusers with hn",
         )
+    yield from _too_large_for_half(contents)
 
 
 def _comfyui_file(path: Path | None) -> Iterator[Finding]:
@@ -186,9 +191,15 @@ def _comfyui(contents: Contents) -> Iterator[Finding]:
         return
     if comfyui.differs(contents, values):
         yield from _reasons(contents, values)
+    yield from _too_large_for_half(contents)
+
+
+def _too_large_for_half(contents: Contents) -> Iterator[Finding]:
     if any(float(t.abs().max()) > HALF_MAX for t in contents.tensors.values() if t.numel()):
         yield Finding(
-            Outcome.OTHER, "it computes in half precision, where some weights are infinite"
+            Outcome.OTHER,
+            "it computes in half precision, where some weights are infinite",
+            "start A1111 with --no-half, ComfyUI with --force-fp32",
         )
 
 

@@ -173,6 +173,16 @@ def test_a_safetensors_file_is_for_us_only(tmp_path):
     assert verdicts_of(tmp_path / "net.pt")["A1111"] is Outcome.REFUSED
 
 
+def test_only_a_pt_has_an_order_of_its_own(tmp_path):
+    net = hn.Hypernetwork.create((8, 320), activation_func="relu", layer_structure=(1, 2, 2, 1))
+    hn.save(net, tmp_path / "net.safetensors")
+    read = files.read(tmp_path / "net.safetensors")
+    assert list(read.tensors) == list(net.tensors())
+    assert comfyui_verdict(read) is Outcome.SAME  # as the .pt that would be written
+    verdicts = portability.judge(read, tmp_path / "net.safetensors")
+    assert [len(verdict.findings) for verdict in verdicts] == [1, 1, 1, 0]
+
+
 def _bias(value):
     def change(state):
         state[8][0]["linear.0.bias"] = torch.full((16,), value)
