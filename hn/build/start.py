@@ -9,22 +9,26 @@ from accelerate import Accelerator
 from hn import __version__
 from hn.config import Config, NetworkConfig
 from hn.diffusion.base_model import BaseModel
-from hn.errors import ModelError, OptionError
+from hn.errors import ModelError, OptionError, shown
 from hn.network import files, portability, sidecar
 from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
 from hn.network.sidecar import Sidecar
 from hn.training import adoption, artifacts, optimizers
 
-ANY_DIM = 320  # what hosts make of an architecture does not depend on its widths
+ANY_DIM = 320  # for a first look at an architecture: which widths it gets is not known yet
 
 
 @dataclass(frozen=True)
 class Start:
-    """The file to go on from and the optimizer state beside it; neither for a new hypernetwork."""
+    """The hypernetwork to go on from and the optimizer state beside it; neither for a new one.
 
-    contents: Contents | None = None
+    `base_hash`: short hash of the base model's single file, if there is one.
+    """
+
+    hypernetwork: Hypernetwork | None = None
     optimizer: Sidecar | None = None
+    base_hash: str | None = None
 
 
 def build_start(config: Config, accelerator: Accelerator) -> Start:
@@ -33,10 +37,8 @@ def build_start(config: Config, accelerator: Accelerator) -> Start:
     Before pictures and base model, so that nobody trains for hours what their host cannot run.
     """
     start = _read(config)
-    trial = (
-        _create(config.network, (ANY_DIM,), config.training.seed)
-        if start.contents is None
-        else start.contents.build()
+    trial = start.hypernetwork or _create(
+        config.network, config.network.dims or (ANY_DIM,), config.training.seed
     )
     verdicts = portability.in_words(portability.judge(artifacts.shared(trial)))
     accelerator.print(f"where {config.network.name}.pt will run:\n{portability.as_lines(verdicts)}")
@@ -46,10 +48,8 @@ def build_start(config: Config, accelerator: Accelerator) -> Start:
 def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hypernetwork:
     """A new hypernetwork, or the one to go on from; refused if the UNet lacks one of its widths."""
     network = config.network
-    hypernetwork = (
-        _create(network, network.dims or base.dims, config.training.seed)
-        if start.contents is None
-        else start.contents.build()
+    hypernetwork = start.hypernetwork or _create(
+        network, network.dims or base.dims, config.training.seed
     )
     unknown = [dim for dim in hypernetwork.dims if dim not in base.dims]
     if unknown:
@@ -59,7 +59,7 @@ def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hyperne
     file = config.model.sd_checkpoint_file
     hypernetwork.describe(
         name=network.name,
-        sd_checkpoint=None if file is None else sidecar.short_hash(Path(file)),
+        sd_checkpoint=start.base_hash,
         sd_checkpoint_name=Path(base.name).name if file is None else Path(file).stem,
         optional_info=_info(config),
     )
@@ -77,23 +77,40 @@ def build_optimizer(
 
 
 def _read(config: Config) -> Start:
-    """Raises `ModelError` for a file that cannot be read, `OptionError` if it is trained enough."""
-    network, steps = config.network, config.training.max_train_steps
+    """Raises `ModelError` for a file that cannot be read, `OptionError` if it does not go with the
+    settings.
+    """
+    network, file = config.network, config.model.sd_checkpoint_file
+    base_hash = None if file is None else sidecar.short_hash(Path(file))
     if network.hypernetwork_path is None:
-        return Start()
+        return Start(base_hash=base_hash)
     path = Path(network.hypernetwork_path)
-    contents = files.read(path)
-    if contents.provenance.step >= steps:
+    hypernetwork = files.load(path)
+    _check_settings(config, hypernetwork, path)
+    if network.dropout_structure:
+        contents = Contents.of(hypernetwork).with_dropout(network.dropout_structure)
+        hypernetwork = contents.build()
+    if config.output.resume_from_checkpoint is not None:
+        return Start(hypernetwork, None, base_hash)  # the checkpoint brings the optimizer's state
+    name = "AdamW8bit" if config.optimizer.use_8bit_adam else config.optimizer.optimizer
+    return Start(hypernetwork, adoption.find(path, network.adopt_optimizer, name), base_hash)
+
+
+def _check_settings(config: Config, hypernetwork: Hypernetwork, path: Path) -> None:
+    """Refuse a file that is trained enough, and settings that it would override."""
+    network, steps = config.network, config.training.max_train_steps
+    if hypernetwork.provenance.step >= steps:
         raise OptionError(
-            f"max_train_steps is {steps}, but {path} is at step {contents.provenance.step} "
+            f"max_train_steps is {steps}, but {path} is at step {hypernetwork.provenance.step} "
             "already; steps are counted over all runs"
         )
-    if network.dropout_structure:
-        contents = contents.with_dropout(network.dropout_structure)
-    if config.output.resume_from_checkpoint is not None:
-        return Start(contents)  # the checkpoint brings the optimizer's state
-    name = "AdamW8bit" if config.optimizer.use_8bit_adam else config.optimizer.optimizer
-    return Start(contents, adoption.find(path, network.adopt_optimizer, name))
+    for name in ("dims", "layer_structure", "activation_func", "is_layer_norm", "activate_output"):
+        asked, found = getattr(network, name), getattr(hypernetwork.config, name)
+        if asked not in (getattr(NetworkConfig(), name), found):
+            raise OptionError(
+                f"{name} is {shown(asked)}, but {path} has {shown(found)}, which stays: leave "
+                f"{name} out, or train a new hypernetwork without hypernetwork_path"
+            )
 
 
 def _create(network: NetworkConfig, dims: tuple[int, ...], seed: int) -> Hypernetwork:

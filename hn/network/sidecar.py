@@ -7,11 +7,11 @@ since it stores the hash of the file that training began with.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from hn.errors import ModelError
+from hn.errors import ModelError, printable, shown
 from hn.network import container
 from hn.network.contents import tensor_fault
 
@@ -47,19 +47,41 @@ def read(path: Path) -> Sidecar:
     """Read a sidecar. Raises `ModelError` naming the file and what is wrong with it."""
     content = container.read(path)
     state = content.get("optimizer_state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+    if not _is_state(state):
         raise ModelError(f"{path} holds no optimizer state; the web UI writes it beside a .pt")
     for number, values in state["state"].items():
         for name, value in values.items():
-            fault = tensor_fault(value) if isinstance(value, Tensor) else None
+            fault = _fault(value)
             if fault is not None:
-                raise ModelError(f"{path}: {name} of parameter {number} {fault}")
+                raise ModelError(f"{path}: {shown(name)} of parameter {shown(number)} {fault}")
     file_hash = content.get("hash")
     return Sidecar(
-        optimizer_name=str(content.get("optimizer_name") or "AdamW"),
-        file_hash=None if file_hash is None else str(file_hash),
+        optimizer_name=_word(content.get("optimizer_name") or "AdamW"),
+        file_hash=None if file_hash is None else _word(file_hash),
         state=state,
     )
+
+
+def _word(value: Any) -> str:
+    return printable(value)[:64] if isinstance(value, str) else shown(value)
+
+
+def _is_state(state: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether it is built as an optimizer's `state_dict()` is."""
+    return (
+        isinstance(state, dict)
+        and isinstance(state.get("state"), dict)
+        and all(isinstance(values, dict) for values in state["state"].values())
+        and isinstance(state.get("param_groups"), list)
+        and all(isinstance(group, dict) for group in state["param_groups"])
+        and all(isinstance(group.get("params"), list) for group in state["param_groups"])
+    )
+
+
+def _fault(value: Any) -> str | None:
+    if isinstance(value, Tensor):
+        return tensor_fault(value) or (None if value.isfinite().all() else "holds NaN or infinity")
+    return None if value is None or isinstance(value, int | float) else f"is {shown(value)}"
 
 
 def to_bytes(sidecar: Sidecar) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hn.errors import OptionError
+from hn.errors import OptionError, shown
 from hn.network import sidecar
 from hn.network.sidecar import Sidecar
 
@@ -52,14 +52,17 @@ def adopt(optimizer: torch.optim.Optimizer, found: Sidecar) -> None:
     """Give the optimizer the state of its parameters. Raises `OptionError` if it does not fit."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = found.state["state"]
-    faults = [f"it has no parameter {n}" for n in state if n not in range(len(parameters))]
+    known = range(len(parameters))
+    count = sum(len(group["params"]) for group in found.state["param_groups"])
+    faults = [f"it is that of {count} tensors, not of {len(known)}"] if count != len(known) else []
+    faults += [f"it has no parameter {shown(number)}" for number in state if number not in known]
     faults += [
-        f"{name} of parameter {number} has the shape {tuple(value.shape)}, not "
+        f"{shown(name)} of parameter {number} has the shape {tuple(value.shape)}, not "
         f"{tuple(parameters[number].shape)}"
         for number, values in state.items()
-        if number in range(len(parameters))
+        if number in known
         for name, value in values.items()
-        if isinstance(value, Tensor) and value.dim() and value.shape != parameters[number].shape
+        if isinstance(value, Tensor) and not _fits(value, parameters[number])
     ]
     if faults:
         raise OptionError(
@@ -68,3 +71,12 @@ def adopt(optimizer: torch.optim.Optimizer, found: Sidecar) -> None:
         )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    """Of the parameter's shape, or of one along some axes: Adafactor keeps rows and columns."""
+    if value.dim() == 0:
+        return True
+    return value.dim() == parameter.dim() and all(
+        size in (1, full) for size, full in zip(value.shape, parameter.shape, strict=True)
+    )

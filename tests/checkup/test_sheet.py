@@ -73,7 +73,7 @@ def test_what_cannot_be_read_keeps_its_place(tmp_path):
 
 
 def test_a_small_picture_is_enlarged_without_being_blurred(tmp_path):
-    picture, thumbnails = drawn(write(tmp_path / "set", a__png=drawing(1, (8, 8))))
+    _, thumbnails = drawn(write(tmp_path / "set", a__png=drawing(1, (8, 8))))
     assert thumbnails["a.png"].size == (200, 200)
     inner = thumbnails["a.png"].crop((25, 25, 175, 175))
     assert len(set(inner.get_flattened_data())) <= 36
