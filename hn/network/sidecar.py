@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from torch import Tensor
+from tqdm import tqdm
 
 from hn.errors import ModelError, printable, shown
 from hn.network import container
 from hn.network.contents import tensor_fault
 
 ENDING = ".optim"
+BLOCK = 2**22  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +37,27 @@ def beside(path: Path) -> Path:
 
 
 def short_hash(path: Path) -> str:
-    """Ten hex digits of the SHA-256 of a file, as the web UI shows it. Raises `ModelError`."""
+    """Ten hex digits of the SHA-256 of a file, as the web UI shows it. Raises `ModelError`.
+
+    A base model has gigabytes: after a second a bar is shown.
+    """
+    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+        with (
+            open(path, "rb") as file,
+            tqdm(
+                desc=f"hashing {path.name}",
+                total=path.stat().st_size,
+                unit="B",
+                unit_scale=True,
+                delay=1,
+                leave=False,
+            ) as bar,
+        ):
+            while block := file.read(BLOCK):
+                digest.update(block)
+                bar.update(len(block))
+        return digest.hexdigest()[:10]
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
 
