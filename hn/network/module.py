@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from hn.errors import ModelError, shown
 from hn.network.activations import make_activation
 from hn.network.description import HypernetworkConfig, Layer, Provenance, layers
 from hn.network.initialisers import initialise
@@ -67,6 +68,8 @@ def _seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
+    if not -(2**63) <= seed < 2**63:
+        raise ModelError(f"seed must have at most 63 bits; found {shown(seed)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

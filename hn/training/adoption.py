@@ -4,6 +4,7 @@ Only its moments are: rate, betas and the rest are those of the present settings
 old rate came back with the state and stayed until the schedule's next stage.)
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -71,6 +72,22 @@ def adopt(optimizer: torch.optim.Optimizer, found: Sidecar) -> None:
         )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _try(optimizer)
+
+
+def _try(optimizer: torch.optim.Optimizer) -> None:
+    """Step once on a copy: a state may lack what `optimizer_args` ask for, such as amsgrad's."""
+    trial = copy.deepcopy(optimizer)
+    for group in trial.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    try:
+        trial.step()
+    except KeyError as error:
+        raise OptionError(
+            f"the optimizer state beside the hypernetwork has no {error}, which optimizer_args ask "
+            "for: take them back, or train without it, adopt_optimizer = never"
+        ) from error
 
 
 def _fits(value: Tensor, parameter: Tensor) -> bool:

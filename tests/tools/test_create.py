@@ -115,6 +115,7 @@ def test_the_name_that_means_none_is_told(run, tmp_path):
         ("--layer_structure", ["1, two, 1"], 2, "invalid numbers value"),
         ("--layer_structure", [""], 2, "invalid numbers value"),
         ("--sizes", [8, 8], 4, "different positive widths"),
+        ("--seed", [10**30], 4, "seed must have at most 63 bits"),
         ("--sizes", [0], 4, "different positive widths"),
         ("--activation_func", ["swoosh"], 4, "activation_func 'swoosh' is not known"),
         ("--weight_initialization", ["normal"], 4, "'normal' is not known"),

@@ -192,6 +192,11 @@ def test_a_state_that_does_not_fit_is_refused(halfway, go_on, capsys, change, wo
     assert "adopt_optimizer = never" in error
 
 
+def test_a_state_that_lacks_what_is_asked_for_is_refused(halfway, go_on, capsys):
+    assert go_on(halfway, optimizer_args=["amsgrad=True"]) == 2
+    assert "has no 'max_exp_avg_sq', which optimizer_args ask for" in capsys.readouterr().err
+
+
 def test_a_spoilt_state_file_is_refused(halfway, go_on, capsys):
     sidecar.beside(halfway).write_text("<html>")
     assert go_on(halfway) == 4
