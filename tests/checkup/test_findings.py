@@ -74,6 +74,11 @@ def test_a_good_picture_has_no_finding(tmp_path):
     assert report.usable
 
 
+def test_one_colour_is_not_blurred(tmp_path):
+    plain = Image.new("RGB", (96, 96), "teal")
+    assert flags(checked(write(tmp_path / "set", a__png=plain)))["a.png"] == ["uniform"]
+
+
 def test_stretching_distorts_and_cuts_nothing_off(tmp_path):
     folder = write(tmp_path / "set", a__png=drawing(1, (160, 96)), b__png=drawing(2, (120, 96)))
     stretched = checked(folder, resize_mode="stretch")
