@@ -105,6 +105,7 @@ def test_a_hypernetwork_that_is_trained_far_enough(model, pictures, tmp_path, ca
     _ends(capsys, flags, 2, "max_train_steps is 6", "is at step 6 already")
     assert runs.train_here([*flags[:-2], "--max_train_steps", "8", *flags[-2:]]) == 0
     assert [row["step"] for row in runs.metrics(tmp_path / "run")] == [7, 8]
+    assert "old.pt at step 6\n" in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(model, pictures, tmp_path, capsys):

@@ -37,6 +37,12 @@ def build_start(config: Config, accelerator: Accelerator) -> Start:
     Before pictures and base model, so that nobody trains for hours what their host cannot run.
     """
     start = _read(config)
+    if start.hypernetwork is not None:
+        step, beside = start.hypernetwork.provenance.step, start.optimizer is not None
+        accelerator.print(
+            f"going on from {config.network.hypernetwork_path} at step {step}"
+            f"{', with the optimizer state beside it' * beside}"
+        )
     trial = start.hypernetwork or _create(
         config.network, config.network.dims or (ANY_DIM,), config.training.seed
     )
