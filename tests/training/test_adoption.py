@@ -257,8 +257,9 @@ def test_where_it_will_run_is_said_before_the_base_model_is_loaded(
     flags = runs.settings(tmp_path / "gone", pictures, tmp_path, **changes)
     assert runs.train_here(flags) == 4
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "where run.pt will run:"
-    assert out[1] == "  A1111      runs the same"
+    assert ("going on from" in out[0]) == from_file
+    heading = out.index("where run.pt will run:")
+    assert out[heading + 1] == "  A1111      runs the same"
     assert "  ComfyUI    refused" in out
     assert any("it knows no activation 'silu'" in line for line in out)
     assert not any("dropout" in line for line in out)  # what is shared has none
