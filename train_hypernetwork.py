@@ -21,7 +21,7 @@ from accelerate import Accelerator
 
 from hn import build, launch, rng
 from hn.config import Config
-from hn.data.cache import Contexts
+from hn.data.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
@@ -38,19 +38,19 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     stop = Stop(accelerator)
     rates, clip_bounds = build.build_schedules(config)
     start = build.build_start(config, accelerator)
-    dataset, digest = build.build_dataset(config, accelerator)
-    held_out_dataset = build.build_held_out_dataset(config)
+    datasets = build.build_datasets(config, accelerator)
     base = build.build_base_model(config, accelerator)
     hypernetwork = build.build_hypernetwork(config, base, start)
-    contexts = Contexts(base)
+    cache = build.build_cache(config)
+    contexts = Contexts(base, cache.store)
     painter = build.build_painter(config, base, contexts)
-    held_out = build.build_held_out(config, held_out_dataset, base, contexts)
-    batches = build.build_batches(config, accelerator, dataset, base, contexts)
+    held_out = build.build_held_out(config, accelerator, datasets, base, contexts, cache)
+    batches = build.build_batches(config, accelerator, datasets, base, contexts, cache)
 
     plain = build.build_denoiser(config, base, hypernetwork)
     optimizer = build.build_optimizer(config, hypernetwork, start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
-    state = build.build_state(config, accelerator, hypernetwork, optimizer, digest, status)
+    state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
     guard = Guard(accelerator, hypernetwork, config.optimizer.clip_grad_mode, clip_bounds)
     reporter = build.build_reporter(config, accelerator, status.folder, state, batches, rates.end)
     preview = Preview(
@@ -121,9 +121,7 @@ def main(config: Config) -> int:
         return error.exit_code
     try:
         status.write("running", 0)
-        finished = train(
-            launch.resolve_demo(config, accelerator, status.folder), accelerator, status
-        )
+        finished = train(launch.resolve(config, accelerator, status.folder), accelerator, status)
     except Exception as error:
         return report_failure(as_user_error(error), status)
     finally:

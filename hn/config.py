@@ -78,6 +78,9 @@ class DataConfig:
     """Configuration of the HF dataset."""
     dataset_split: str = "train"
     """Split of the HF dataset."""
+    cached_data_dir: str | None = None
+    """Instead of either: a cache that tools/cache_latents.py made, as folder or hub id; it needs no
+    pictures."""
     image_column: str = "image"
     """Its column of pictures."""
     caption_column: str = "text"
@@ -134,8 +137,13 @@ class DataConfig:
     caption_dropout: float = 0.0
     """Chance of an empty prompt."""
     latent_cache_dir: str | None = None
-    """Folder that keeps the encoded pictures for other runs; each is found by its content and by
-    all that its encoding depends on, so nothing in it is ever out of date."""
+    """Folder that keeps what is encoded, for other runs, too: pictures and prompts are found by
+    their content and by all that their encoding depends on, so nothing in it is ever out of date.
+    Not given: the run's own folder."""
+    latent_cache_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """How latents are kept; fp16 takes half the space and rounds them by less than 0.05 %."""
+    vae_batch_size: int = 1
+    """Pictures the autoencoder encodes at once."""
     latent_sampling: Literal["once", "deterministic", "random"] = "once"
     """Latents: one sample per picture, the mean, or a new sample every time."""
 

@@ -7,10 +7,17 @@ import torch
 from accelerate import Accelerator
 
 from hn import cli, demo
-from hn.config import Config
-from hn.errors import OptionError
+from hn.config import Config, DataConfig
+from hn.data.caching import Cache
+from hn.data.index import Index
+from hn.errors import OptionError, shown
 from hn.storage import write_bytes
 from hn.training.status import Status
+
+
+def run_folder(config: Config) -> Path:
+    """Where everything of a run lies."""
+    return Path(config.output.output_dir) / config.network.name
 
 
 def build_accelerator(config: Config) -> Accelerator:
@@ -21,7 +28,7 @@ def build_accelerator(config: Config) -> Accelerator:
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         cpu=not torch.accelerator.is_available(),
         log_with=None if config.output.report_to == "none" else config.output.report_to,
-        project_dir=Path(config.output.output_dir) / config.network.name,
+        project_dir=run_folder(config),
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise OptionError("mixed_precision fp16 needs a GPU; on a CPU use bf16 or no")
@@ -36,7 +43,7 @@ def build_accelerator(config: Config) -> Accelerator:
 
 def build_run_folder(config: Config, accelerator: Accelerator) -> Status:
     """The run's folder, proven to be writable, and its status; the main process decides."""
-    folder = Path(config.output.output_dir) / config.network.name
+    folder = run_folder(config)
     if accelerator.is_main_process:
         finished = [folder / f"{config.network.name}{ending}" for ending in (".pt", ".safetensors")]
         used = [path for path in (folder / "checkpoints", *finished) if path.exists()]
@@ -52,7 +59,35 @@ def build_run_folder(config: Config, accelerator: Accelerator) -> Status:
     return Status(folder, main_process=accelerator.is_main_process)
 
 
-def resolve_demo(config: Config, accelerator: Accelerator, folder: Path) -> Config:
+def resolve(config: Config, accelerator: Accelerator, folder: Path) -> Config:
+    """Put in what the settings leave to the run: the embedded demo, where it is named; the run's
+    own folder for a cache; the settings that shaped a cache to train from.
+
+    Raises `DataError` for a cache that cannot be used, `OptionError` if settings contradict it.
+    """
+    config = _with_demo(config, accelerator, folder)
+    if config.data.cached_data_dir is not None:
+        return _with_cached_data(config)
+    cache = config.data.latent_cache_dir or str(folder / "cache")
+    return replace(config, data=replace(config.data, latent_cache_dir=cache))
+
+
+def _with_cached_data(config: Config) -> Config:
+    data, default = config.data, DataConfig()
+    assert data.cached_data_dir is not None
+    settings = Index.open(Cache(Path(data.cached_data_dir)).index_path("train")).about.settings
+    for name, found in settings.items():
+        asked, value = getattr(data, name), tuple(found) if isinstance(found, list) else found
+        if asked not in (getattr(default, name), value):
+            raise OptionError(
+                f"{name} is {shown(asked)}, but {data.cached_data_dir} was made with "
+                f"{shown(value)}: leave {name} out, or make another cache"
+            )
+        data = replace(data, **{name: value})
+    return replace(config, data=data)
+
+
+def _with_demo(config: Config, accelerator: Accelerator, folder: Path) -> Config:
     """Put the embedded model and pictures where the settings say "demo"."""
     model, data = config.model, config.data
     if model.pretrained_model_name_or_path == demo.NAME:

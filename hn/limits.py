@@ -38,6 +38,7 @@ def _range_faults(config: Config) -> list[str]:
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "clip_skip": config.model.clip_skip,
         "crops_per_image": data.crops_per_image,
+        "vae_batch_size": data.vae_batch_size,
         "logging_steps": output.logging_steps,
         "validation_inference_steps": validation.validation_inference_steps,
     }
@@ -119,16 +120,21 @@ def _combination_faults(config: Config) -> list[str]:
             "pretrained_model_name_or_path is missing: give a diffusers folder or hub id, or "
             "--config demo"
         )
-    sources = [s for s in (config.data.train_data_dir, config.data.dataset_name) if s]
+    settings = ("train_data_dir", "dataset_name", "cached_data_dir")
+    sources = [name for name in settings if getattr(config.data, name)]
     if len(sources) != 1:
         faults.append(
-            "give either train_data_dir or dataset_name; found "
-            f"{' and '.join(sources) or 'neither'}"
+            f"give one of {', '.join(settings)}; found {' and '.join(sources) or 'none of them'}"
         )
     if config.data.random_crop and config.data.resize_mode == "stretch":
         faults.append(
             "random_crop is for resize_mode crop, since stretching leaves nothing to cut off: give "
             "one of the two"
+        )
+    if config.data.cached_data_dir is not None and config.data.validation_data_dir is not None:
+        faults.append(
+            "validation_data_dir is for pictures, but cached_data_dir has held-out ones of its own "
+            "if it was made with them: give one of the two"
         )
     name = config.network.name
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):

@@ -9,10 +9,12 @@ from random import Random
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 # The order is part of what a seed means: append only.
-PURPOSES = ("order", "variant", "latent", "caption", "noise", "crop", "heldout", "dropout")
+PURPOSES = (
+    *("order", "variant", "latent", "caption", "noise", "crop", "heldout", "dropout"),
+    "buckets",
+)
 
 
 def seed_of(seed: int, purpose: str, *position: int) -> int:
@@ -31,9 +33,9 @@ def python_random(seed: int, purpose: str, *position: int) -> Random:
     return Random(seed_of(seed, purpose, *position))
 
 
-def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The order (count,) in which an epoch goes through the pictures."""
-    return np.random.default_rng(seed_of(seed, "order", epoch)).permutation(count)
+def numpy_random(seed: int, purpose: str, *position: int) -> np.random.Generator:
+    """A generator of numpy, for many numbers at once."""
+    return np.random.default_rng(seed_of(seed, purpose, *position))
 
 
 def seed_layers(seed: int, step: int, slot: int) -> None:

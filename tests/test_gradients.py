@@ -8,14 +8,14 @@ import torch
 from hn import rng
 from hn.config import DataConfig
 from hn.data.batches import Batches, Layout
-from hn.data.cache import Contexts
-from hn.data.encoding import encode_latents
+from hn.data.contexts import Contexts
 from hn.data.images import load_examples
 from hn.data.prompts import Prompts, captions_of
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition, Denoiser
 from hn.network.module import Hypernetwork
+from tests import caches
 
 
 def _state(base: BaseModel) -> dict[str, torch.Tensor]:
@@ -39,14 +39,14 @@ def _two_steps(base, batches, denoiser):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("activation", ["linear", "relu", "swish"])
 def test_every_module_learns_by_step_2_and_nothing_else_does(
-    model, pictures, activation, checkpointing
+    model, pictures, tmp_path, activation, checkpointing
 ):
     base = BaseModel.load(str(model))
     data = DataConfig(train_data_dir=str(pictures), resolution=(16,))
     dataset = load_examples(data)
     net = Hypernetwork.create(base.dims, activation_func=activation, seed=0)
     prompts = Prompts(captions_of(dataset), ["[filewords]"], "x", data, 0)
-    latents = encode_latents(dataset, base, data, 0)
+    latents = caches.encode(tmp_path, dataset, base, data)
     layout = Layout(batch_size=2, accumulation=1)
     batches = Batches(latents, prompts, Contexts(base), layout, 0)
     before = copy.deepcopy(_state(base))

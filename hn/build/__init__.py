@@ -3,9 +3,12 @@
 from hn.build.models import build_base_model, build_denoiser, build_painter
 from hn.build.pictures import (
     build_batches,
-    build_dataset,
+    build_cache,
+    build_contexts,
+    build_datasets,
+    build_encoder,
     build_held_out,
-    build_held_out_dataset,
+    build_latents,
     build_problem,
 )
 from hn.build.run import build_checkpoints, build_reporter, build_schedules, build_state
@@ -14,12 +17,15 @@ from hn.build.start import build_hypernetwork, build_optimizer, build_start
 __all__ = [
     "build_base_model",
     "build_batches",
+    "build_cache",
     "build_checkpoints",
-    "build_dataset",
+    "build_contexts",
+    "build_datasets",
     "build_denoiser",
+    "build_encoder",
     "build_held_out",
-    "build_held_out_dataset",
     "build_hypernetwork",
+    "build_latents",
     "build_optimizer",
     "build_painter",
     "build_problem",

@@ -1,96 +1,168 @@
 """From the pictures to batches and to what is learnt from them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from hn import rng
 from hn.config import Config
 from hn.data.batches import Batch, Batches, Layout
-from hn.data.cache import Contexts
+from hn.data.caching import Cache, cache_pictures
 from hn.data.captions import load_template
-from hn.data.encoding import Workers, encode_latents
+from hn.data.contexts import Contexts
+from hn.data.encoding import Encoder
+from hn.data.framing import Framing
 from hn.data.images import check_pictures, load_examples, read_configured_folder
-from hn.data.prompts import Prompts, captions_of, check_captions
+from hn.data.index import Index
+from hn.data.latents import Latents
+from hn.data.prompts import Prompts, check_captions
+from hn.data.workers import Workers
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel, check_layout
 from hn.evaluation.heldout import Pictures
 
 
-def build_dataset(config: Config, accelerator: Accelerator) -> tuple[Dataset, str]:
-    """The pictures, all of them decoded once, and a digest of their content."""
+@dataclass(frozen=True)
+class Datasets:
+    """The pictures to train on and those held out; None: they are in a cache, or there are none."""
+
+    train: Dataset | None = None
+    held_out: Dataset | None = None
+
+
+def build_datasets(config: Config, accelerator: Accelerator) -> Datasets:
+    """The pictures, all of them decoded once."""
     # A wrong model should not wait for the pictures.
     check_layout(config.model.pretrained_model_name_or_path)
-    template = load_template(config.data.template)
-    dataset = load_examples(config.data)
-    accelerator.print(check_captions(dataset, template, config.data))
-    return dataset, check_pictures(dataset, config.data.size)
-
-
-def build_held_out_dataset(config: Config) -> Dataset | None:
-    """The held-out pictures, if there are any, all of them decoded once."""
     data = config.data
+    template = load_template(data.template)
+    if data.cached_data_dir is not None:
+        return Datasets()
+    train = load_examples(data)
+    accelerator.print(check_captions(train, template, data))
+    check_pictures(train, data.size)
     if data.validation_data_dir is None:
-        return None
-    dataset = read_configured_folder(data, "validation_data_dir")
-    check_captions(dataset, load_template(data.template), data)
-    check_pictures(dataset, data.size)
-    return dataset
+        return Datasets(train)
+    held_out = read_configured_folder(data, "validation_data_dir")
+    check_captions(held_out, template, data)
+    check_pictures(held_out, data.size)
+    return Datasets(train, held_out)
+
+
+def build_cache(config: Config) -> Cache:
+    """The cache that the settings name."""
+    folder = config.data.cached_data_dir or config.data.latent_cache_dir
+    assert folder is not None  # `launch.resolve_cache` has put the run's own folder there
+    return Cache(Path(folder))
+
+
+def build_latents(
+    config: Config,
+    accelerator: Accelerator,
+    dataset: Dataset | None,
+    base: BaseModel,
+    cache: Cache,
+    split: str,
+) -> Latents:
+    """What the cache has of the pictures; what it lacks is encoded into it first."""
+    if dataset is None:
+        index = Index.open(cache.index_path(split))
+        index.check(cache.store, base.vae_fingerprint)
+    else:
+        encoder, workers = build_encoder(config, base, split), build_workers(accelerator)
+        index = cache_pictures(dataset, encoder, cache, split, workers)
+    return Latents(index, cache.store, config.data.latent_sampling, config.training.seed)
+
+
+def build_encoder(config: Config, base: BaseModel, split: str = "train") -> Encoder:
+    """What encodes pictures; of held-out ones the centre, or all."""
+    data = config.data
+    if split == "validation":
+        data = replace(data, random_crop=False, random_flip=False)
+    return Encoder(base, data, Framing(data.size, data.resize_mode), config.training.seed)
+
+
+def build_workers(accelerator: Accelerator) -> Workers:
+    """The processes as the cache knows them."""
+    return Workers(
+        accelerator.num_processes,
+        accelerator.process_index,
+        lambda value: broadcast_object_list([value])[0],
+        accelerator.wait_for_everyone,
+    )
+
+
+def build_contexts(
+    config: Config, accelerator: Accelerator, latents: Latents, contexts: Contexts, base: BaseModel
+) -> Prompts:
+    """What draws prompts; where all that it can draw are few, they are encoded now."""
+    prompts = _build_prompts(config, latents.index)
+    every_prompt = prompts.all()
+    examples = [prompt for of_picture in prompts.plain() for prompt in of_picture]
+    for remark in base.text_encoder.remarks(every_prompt or examples):
+        accelerator.print(remark)
+    if every_prompt is not None:
+        contexts.cache(every_prompt, build_workers(accelerator))
+        base.free_text_encoder()
+    return prompts
 
 
 def build_batches(
-    config: Config, accelerator: Accelerator, dataset: Dataset, base: BaseModel, contexts: Contexts
+    config: Config,
+    accelerator: Accelerator,
+    datasets: Datasets,
+    base: BaseModel,
+    contexts: Contexts,
+    cache: Cache,
 ) -> Batches:
     """The training pictures encoded, and the stream of batches over them."""
-    training, data = config.training, config.data
+    training = config.training
     layout = Layout(
         batch_size=training.train_batch_size,
         accumulation=training.gradient_accumulation_steps,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    prompts = _build_prompts(config, dataset)
-    latents = encode_latents(
-        dataset,
-        base,
-        data,
-        training.seed,
-        Workers(
-            accelerator.num_processes, accelerator.process_index, accelerator.wait_for_everyone
-        ),
-    )
-    every_prompt = prompts.all()
-    examples = [prompt for of_picture in prompts.plain() for prompt in of_picture]
-    for remark in base.text_encoder.remarks(every_prompt or examples):
-        accelerator.print(remark)
-    if every_prompt is not None:
-        contexts.encode(every_prompt)
-        base.free_text_encoder()
+    latents = build_latents(config, accelerator, datasets.train, base, cache, "train")
+    prompts = build_contexts(config, accelerator, latents, contexts, base)
     if config.validation.validation_prompt:
         base.park_vae()
     else:
         base.free_vae()
-    if layout.global_batch > len(dataset):
+    if layout.global_batch > len(latents):
         accelerator.print(
-            f"{len(dataset)} pictures for a global batch of {layout.global_batch}: steps repeat "
+            f"{len(latents)} pictures for a global batch of {layout.global_batch}: steps repeat "
             "pictures"
         )
     return Batches(latents, prompts, contexts, layout, training.seed)
 
 
 def build_held_out(
-    config: Config, dataset: Dataset | None, base: BaseModel, contexts: Contexts
+    config: Config,
+    accelerator: Accelerator,
+    datasets: Datasets,
+    base: BaseModel,
+    contexts: Contexts,
+    cache: Cache,
 ) -> Pictures | None:
     """The held-out pictures encoded, if there are any: the centre of each, or all of it."""
-    if dataset is None:
+    cached = config.data.cached_data_dir is not None and cache.index_path("validation").is_file()
+    if datasets.held_out is None and not cached:
         return None
-    plain = replace(config.data, random_crop=False, random_flip=False)
-    latents = encode_latents(dataset, base, plain, config.training.seed)
-    prompts = [of_picture[0] for of_picture in _build_prompts(config, dataset).plain()]
+    latents = build_latents(config, accelerator, datasets.held_out, base, cache, "validation")
+    prompts = [of_picture[0] for of_picture in _build_prompts(config, latents.index).plain()]
+    contexts.cache(prompts, build_workers(accelerator))
     rows = list(range(len(latents)))
     weights = latents.weights(rows, [0] * len(rows))
-    return Pictures(latents.moments.mean[:, 0], contexts.stack(prompts), weights)
+    return Pictures(
+        [latents.moments(row)[0] for row in rows],
+        None if weights is None else list(weights),
+        prompts,
+        contexts,
+    )
 
 
 def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.Noised:
@@ -107,8 +179,6 @@ def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.No
     ).to(base.device)
 
 
-def _build_prompts(config: Config, dataset: Dataset) -> Prompts:
+def _build_prompts(config: Config, index: Index) -> Prompts:
     template = load_template(config.data.template)
-    return Prompts(
-        captions_of(dataset), template, config.network.name, config.data, config.training.seed
-    )
+    return Prompts(index.captions, template, config.network.name, config.data, config.training.seed)

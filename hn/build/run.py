@@ -35,7 +35,7 @@ def build_state(
     accelerator: Accelerator,
     hypernetwork: Hypernetwork,
     optimizer: torch.optim.Optimizer,
-    digest: str,
+    batches: Batches,
     status: Status,
 ) -> TrainingState:
     """The state at the start, or that of the checkpoint to resume from."""
@@ -45,7 +45,7 @@ def build_state(
         "prompt_syntax": config.model.prompt_syntax,
         "clip_skip": config.model.clip_skip,
         "structure": asdict(hypernetwork.config),
-        "pictures": digest,
+        "pictures": batches.digest,
         "global_batch": training.train_batch_size
         * training.gradient_accumulation_steps
         * accelerator.num_processes,
@@ -53,7 +53,7 @@ def build_state(
         **{
             key: value
             for key, value in asdict(data).items()
-            if not key.endswith(("_dir", "_name", "_column"))
+            if not key.endswith(("_dir", "_name", "_column")) and key != "vae_batch_size"
         },
     }
     state = TrainingState(

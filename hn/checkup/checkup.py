@@ -15,7 +15,7 @@ from hn.checkup.report import Checked, Report
 from hn.checkup.sheet import thumbnail
 from hn.config import DataConfig
 from hn.data.decoding import Example, decode
-from hn.data.framing import frame
+from hn.data.framing import Framing
 from hn.data.images import Folder, scan_folder
 from hn.data.metadata import Metadata
 from hn.errors import DataError
@@ -105,7 +105,7 @@ def _look(path: Path, data: DataConfig, shown: bool) -> Look:
     """Decode a picture, and keep what is to be known of it. Raises `DataError`."""
     decoded = decode(Example(path.name, {"path": str(path)}, ""))
     rgb = decoded.rgb
-    seen = frame(rgb, data.size, resize_mode=data.resize_mode)
+    seen = Framing(data.size, data.resize_mode).frame(rgb.size)
     return Look(
         measure(path.name, decoded, rgb, seen),
         likeness.fingerprint(rgb),

@@ -1,8 +1,7 @@
 """Batches as a pure function of the step.
 
-The pictures form one endless stream, each epoch in an order of its own; step `s` takes the next
-`global batch` of them. A slot is a place in that global batch. Which process draws which slot
-changes nothing about what is drawn for it.
+A slot is a place in the global batch of a step, which is dealt out to processes and micro-batches.
+Which of them draws which slot changes nothing about what is drawn for it.
 """
 
 from collections.abc import Iterator
@@ -12,13 +11,15 @@ import torch
 from torch import Tensor
 
 from hn import rng
-from hn.data.cache import Contexts, Latents
+from hn.data.contexts import Contexts
+from hn.data.latents import Latents
+from hn.data.order import Order
 from hn.data.prompts import Prompts
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of this process."""
+    """One micro-batch of this process; all of its pictures have one size."""
 
     step: int
     slots: list[int]
@@ -43,9 +44,13 @@ class Layout:
         """Pictures per step, over all processes and micro-batches."""
         return self.batch_size * self.accumulation * self.world_size
 
+    def number(self, step: int, micro_batch: int) -> int:
+        """The number of a micro-batch of this process, counted over all processes and steps."""
+        return (step * self.accumulation + micro_batch) * self.world_size + self.rank
+
     def slots(self, micro_batch: int) -> list[int]:
         """The slots of this process's micro-batch."""
-        start = (micro_batch * self.world_size + self.rank) * self.batch_size
+        start = self.number(0, micro_batch) * self.batch_size
         return list(range(start, start + self.batch_size))
 
 
@@ -55,25 +60,31 @@ class Batches:
     def __init__(
         self, latents: Latents, prompts: Prompts, contexts: Contexts, layout: Layout, seed: int
     ) -> None:
+        index = latents.index
         self.layout = layout
         self._latents = latents
         self._prompts = prompts
         self._contexts = contexts
         self._seed = seed
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._order = Order.of(index.sizes, index.numbers("repeats"), layout.batch_size, seed)
 
     def at(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step` (counted from 0)."""
         for micro_batch in range(self.layout.accumulation):
-            yield self._batch(step, self.layout.slots(micro_batch))
+            pictures = self._order.batch(self.layout.number(step, micro_batch))
+            yield self._batch(step, self.layout.slots(micro_batch), pictures)
 
     @property
     def pictures(self) -> int:
         """How many pictures there are."""
         return len(self._latents)
 
-    def _batch(self, step: int, slots: list[int]) -> Batch:
-        pictures = [self._picture(step * self.layout.global_batch + slot) for slot in slots]
+    @property
+    def digest(self) -> str:
+        """What the pictures are, for resuming with the same."""
+        return self._latents.index.about.digest
+
+    def _batch(self, step: int, slots: list[int], pictures: list[int]) -> Batch:
         prompts = [
             self._prompts.draw(picture, step, slot)
             for picture, slot in zip(pictures, slots, strict=True)
@@ -92,13 +103,6 @@ class Batches:
             context=self._contexts.stack(prompts),
             loss_weights=self._latents.weights(pictures, variants),
         )
-
-    def _picture(self, position: int) -> int:
-        """The picture at a position of the endless stream; the current epoch's order is kept."""
-        epoch, place = divmod(position, len(self._latents))
-        if epoch != self._order[0]:
-            self._order = (epoch, rng.permutation(self._seed, epoch, len(self._latents)).tolist())
-        return self._order[1][place]
 
     def _variant(self, step: int, slot: int) -> int:
         if self._latents.variants == 1:

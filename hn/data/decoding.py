@@ -1,7 +1,9 @@
 """One picture: from a file's bytes to 8-bit pixels, and what is known of the file."""
 
+import hashlib
 import io
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from hn.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 100_000_000  # refused from the header alone; a 10,000 x 10,000 picture passes
+Image.MAX_IMAGE_PIXELS = (
+    None  # Pillow's own limit: it warns, and filters of warnings know no threads
+)
 _PNG_DEPTH = 24  # where a PNG says how many bits a channel has
 
 
@@ -51,28 +56,30 @@ class Decoded:
         return Image.alpha_composite(white, self.pixels).convert("RGB")
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a picture without decoding it."""
+
+    content: bytes  # SHA-256 of its file
+    size: tuple[int, int]  # width and height, upright
+
+
+def survey(example: Example) -> Survey:
+    """Read the file and its header. Raises `DataError` naming the picture."""
+    with _opened(example) as (picture, content):
+        width, height = picture.size
+        # Of a PNG, which may hold them at its end, Pillow decodes everything to find EXIF data.
+        told = picture.format != "PNG" or b"eXIf" in content or b"Raw profile" in content
+        turned = told and picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+        size = (height, width) if turned else (width, height)
+        return Survey(hashlib.sha256(content).digest(), size)
+
+
 def decode(example: Example) -> Decoded:
     """Decode a picture wholly. Raises `DataError` naming it."""
-    try:
-        content = read_content(example)
-        with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels; what is too many, we decide below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{example.name}: {picture.width} x {picture.height} pixels are too many"
-                    )
-                picture.load()
-                return _decoded(picture, content)
-    except UnidentifiedImageError as error:  # its own message shows an object's address
-        raise DataError(
-            f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
-        ) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
-        ) from error
+    with _opened(example) as (picture, content):
+        picture.load()
+        return _decoded(picture, content)
 
 
 def open_picture(example: Example) -> Image.Image:
@@ -102,6 +109,30 @@ def read_content(example: Example) -> bytes:
     if path is None or not Path(path).is_file():
         raise OSError("it is not a regular file")
     return Path(path).read_bytes()
+
+
+@contextmanager
+def _opened(example: Example) -> Iterator[tuple[Any, bytes]]:
+    """A picture whose header is read, and the bytes of its file.
+
+    Raises `DataError` naming it, also for what is raised while it is used.
+    """
+    try:
+        content = read_content(example)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise DataError(
+                    f"{example.name}: {picture.width} x {picture.height} pixels are too many"
+                )
+            yield picture, content
+    except UnidentifiedImageError as error:  # its own message shows an object's address
+        raise DataError(
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
+        ) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
+        ) from error
 
 
 def _decoded(picture: Any, content: bytes) -> Decoded:

@@ -1,177 +1,221 @@
-"""Pictures to latents, each encoded once: in this run, or with a cache on disk in any run."""
+"""From a picture to what training reads of it: keys, moments of its variants, and loss weights.
 
-import hashlib
+The key of an entry is the hash of all that it depends on, and of nothing else: the file's content,
+what is seen of it, the autoencoder. So one edited picture changes its own entries only, and another
+`caption_dropout` none at all.
+"""
+
 import json
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from datasets import Dataset
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from hn import rng
 from hn.config import DataConfig
-from hn.data.cache import Latents
-from hn.data.decoding import Example, open_picture, open_with_alpha, read_content
-from hn.data.framing import Frame, frame, loss_weights, to_levels, to_tensor
-from hn.data.images import examples, named
-from hn.data.store import Store, key_of
-from hn.diffusion.base_model import BaseModel, Moments
+from hn.data.ahead import ahead
+from hn.data.decoding import Example, Survey, open_picture, open_with_alpha
+from hn.data.framing import CENTRE, Frame, Framing, loss_weights, to_levels, to_tensor
+from hn.data.store import DTYPES, key_of
+from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, NumericsError
 
-FORMAT = 1  # of what is in the cache: another one is encoded anew
-PER_SHARD = 256  # pictures; a killed run encodes at most so many again
+FORMAT = 2  # of what is in the cache: another one is encoded anew
+# The settings that shape latents; all others change nothing in a cache.
+SHAPING = (
+    "resolution",
+    "resize_mode",
+    "random_crop",
+    "crops_per_image",
+    "random_flip",
+    "use_alpha_weights",
+    "latent_cache_dtype",
+)
 
 
 @dataclass(frozen=True)
-class Workers:
-    """The processes that share the encoding: how many, which one this is, how to wait for all."""
+class Variant:
+    """One thing to encode of a picture, and the key of the result."""
 
-    count: int = 1
-    rank: int = 0
-    wait: Callable[[], None] = lambda: None
-
-
-ALONE = Workers()
+    key: bytes
+    frame: Frame
+    mirrored: bool
 
 
-def encode_latents(
-    dataset: Dataset, base: BaseModel, config: DataConfig, seed: int, workers: Workers = ALONE
-) -> Latents:
-    """Latents of every picture in all its variants, with a progress bar.
+@dataclass(frozen=True)
+class Job:
+    """Variants of a picture to encode."""
 
-    With `latent_cache_dir` only what is not there is encoded, each process its share. Raises
-    `NumericsError` naming a picture whose latents are not finite, `DataError` one of which only
-    transparent parts would be learnt.
+    example: Example
+    variants: list[Variant]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a step of `Encoder.encode` brought: moments (2, C, h, w) by key, or a fault."""
+
+    moments: dict[bytes, Tensor]
+    read: int = 0  # pictures
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """What the autoencoder reads: (3, H, W) in -1..1."""
+
+    key: bytes
+    name: str
+    values: Tensor
+
+
+class Encoder:
+    """Encodes pictures as the settings say; `framing` says what is seen of them.
+
+    `autoencoder` is its fingerprint, part of every key.
     """
-    weights = None
-    if config.use_alpha_weights:
-        weights = _alpha_weights(dataset, config, seed, base.downscaling)
-    encoder = _Encoder(base, config, seed)
-    if config.latent_cache_dir is None:
-        numbered = enumerate(examples(dataset, "encoding pictures"))
-        moments = torch.stack([encoder.encode(number, example) for number, example in numbered])
-    else:
-        store = Store(Path(config.latent_cache_dir))
-        moments = torch.stack(_through_store(dataset, encoder, store, workers))
-    # (N, V, 2, C, h, w)
-    return Latents(
-        Moments(moments[:, :, 0], moments[:, :, 1]), config.latent_sampling, seed, weights
-    )
 
-
-class _Encoder:
-    """Encodes the variants of one picture, and says under which key the result may be kept."""
-
-    def __init__(self, base: BaseModel, config: DataConfig, seed: int) -> None:
+    def __init__(self, base: BaseModel, config: DataConfig, framing: Framing, seed: int) -> None:
         self._base = base
         self._config = config
+        self._framing = framing
         self._seed = seed
+        self._dtype = DTYPES[config.latent_cache_dtype]
+        self.autoencoder = base.vae_fingerprint
 
-    def encode(self, number: int, example: Example) -> Tensor:
-        """Moments (V, 2, C, h, w) of a picture's variants: mean, then standard deviation."""
-        own_colours = self._config.use_alpha_weights
-        picture = open_with_alpha(example)[0] if own_colours else open_picture(example)
-        frames = _frames(picture, self._config, self._seed, number)
-        crops = [to_tensor(picture, seen) for seen in frames]
-        moments = self._base.encode_images(_with_mirrored(crops, self._config))
-        if not (moments.mean.isfinite().all() and moments.std.isfinite().all()):
-            raise NumericsError(f"{example.name}: the autoencoder's latents are not finite numbers")
-        return torch.stack([moments.mean, moments.std], dim=1)
+    @property
+    def variants(self) -> int:
+        """How many there are of each picture."""
+        crops = self._config.crops_per_image if self._config.random_crop else 1
+        return crops * (2 if self._config.random_flip else 1)
 
-    def key(self, number: int, example: Example) -> bytes:
-        """The hash of all that the encoding depends on: the file, the autoencoder, the framing."""
-        config = self._config
-        framing = {
-            "format": FORMAT,
-            "autoencoder": self._base.vae_fingerprint,
-            "size": config.size,
-            "resize_mode": config.resize_mode,
-            "places": _places(config, self._seed, number),
-            "mirrored": config.random_flip,
-            "own_colours": config.use_alpha_weights,
-        }
-        return key_of(json.dumps(framing), hashlib.sha256(read_content(example)).digest())
+    @property
+    def weighs(self) -> bool:
+        """Whether places may count differently."""
+        return self._config.use_alpha_weights
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What shapes the latents, by the settings' names, as JSON values."""
+        return json.loads(json.dumps({name: getattr(self._config, name) for name in SHAPING}))
 
-def _through_store(
-    dataset: Dataset, encoder: _Encoder, store: Store, workers: Workers
-) -> list[Tensor]:
-    """The moments of all pictures; what the store lacks is encoded into it, shard by shard.
+    def size_for(self, found: Survey) -> tuple[int, int]:
+        """Width and height of what is trained on of a picture."""
+        return self._framing.size_for(found.size)
 
-    Which pictures share a shard follows from their place in the data set alone, so a killed pass
-    repeated, or made by several processes, leaves the same files.
-    """
-    numbered = enumerate(examples(dataset, "looking up pictures"))
-    keys = [encoder.key(number, example) for number, example in numbered]
-    if workers.rank == 0:
-        _report(store, keys)
-    workers.wait()  # for the report: another process may be done before it is made
-    places = range(len(keys))
-    shards = [places[start : start + PER_SHARD] for start in places[::PER_SHARD]]
-    for shard in tqdm(
-        shards[workers.rank :: workers.count], "encoding pictures", unit="shard", leave=False
-    ):
-        absent = [shard[place] for place in store.missing([keys[number] for number in shard])]
-        if absent:
-            rows = zip(absent, examples(dataset.select(absent), "encoding pictures"), strict=True)
-            moments = [encoder.encode(number, example) for number, example in rows]
-            store.write([keys[number] for number in absent], moments)
-    workers.wait()
-    store.refresh()
-    return store.read(keys)
+    def variants_of(self, found: Survey) -> list[Variant]:
+        """The variants of a picture, the crops first, then their mirror images."""
+        frames = self._frames(found)
+        mirrored = (False, True) if self._config.random_flip else (False,)
+        return [
+            Variant(self._key(found, frame, mirror), frame, mirror)
+            for mirror in mirrored
+            for frame in frames
+        ]
 
+    def encode(self, jobs: Iterable[Job]) -> Iterator[Encoded]:
+        """Encode, picture after picture; what cannot be decoded is a fault.
 
-def _report(store: Store, keys: list[bytes]) -> None:
-    absent = len(store.missing(keys))
-    print(f"latents: {len(keys) - absent} of {len(keys)} pictures are in the cache")
-    if store.damaged:
-        print(f"damaged, and encoded anew where needed: {named(store.damaged)}")
+        What is encoded at once is always `vae_batch_size` of one size, padded if need be, so that
+        no picture's latents depend on which others are there. Raises `NumericsError` naming a
+        picture whose latents are not finite.
+        """
+        waiting: dict[torch.Size, list[_Pixels]] = {}
+        for crops in ahead(self._crops, jobs):
+            if isinstance(crops, DataError):
+                yield Encoded({}, 1, str(crops))
+                continue
+            done: dict[bytes, Tensor] = {}
+            for crop in crops:
+                queue = waiting.setdefault(crop.values.shape, [])
+                queue.append(crop)
+                if len(queue) == self._config.vae_batch_size:
+                    done |= self._moments(waiting.pop(crop.values.shape))
+            yield Encoded(done, 1)
+        for queue in waiting.values():
+            yield Encoded(self._moments(queue))
 
+    def weights_key(self, found: Survey) -> bytes | None:
+        """The key of a picture's loss weights; None where all places count the same anyway."""
+        if not self.weighs:
+            return None
+        frames = [_described(frame) for frame in self._frames(found)]
+        described = {"format": FORMAT, "frames": frames, "downscaling": self._base.downscaling}
+        return key_of("loss weights", json.dumps(described), found.content)
 
-def _alpha_weights(dataset: Dataset, config: DataConfig, seed: int, downscaling: int) -> Tensor:
-    """Loss weights (N, V, 1, h, w) of all variants from the alpha channels, at the latents' size.
-
-    Raises `DataError` naming pictures of which only transparent parts are seen.
-    """
-    shape = config.size[1] // downscaling, config.size[0] // downscaling
-    weights, even, hidden = [], [], []
-    for number, example in enumerate(examples(dataset, "reading alpha channels")):
-        _, alpha = open_with_alpha(example)
-        frames = _frames(alpha, config, seed, number)
-        levels = torch.stack([to_levels(alpha, seen, shape) for seen in frames])
-        weights.append(_with_mirrored(list(loss_weights(levels)), config))
-        if not levels.any():
-            hidden.append(example.name)
-        elif levels.min() == levels.max():
-            even.append(example.name)
-    if hidden:
-        raise DataError(
-            f"use_alpha_weights: all that the crop shows is transparent in {named(hidden)}. Crop "
-            "them yourself, set resize_mode to stretch, or remove them."
+    def weights(self, example: Example, found: Survey) -> Tensor | DataError:
+        """Loss weights (crops, 1, h, w) from a picture's alpha channel, or what is wrong with it:
+        all that is seen of it is transparent.
+        """
+        try:
+            _, alpha = open_with_alpha(example)
+        except DataError as error:
+            return error
+        levels = torch.stack(
+            [to_levels(alpha, frame, self._cells(frame)) for frame in self._frames(found)]
         )
-    if even:
-        print(f"weighted evenly, since their alpha is constant or missing: {named(even)}")
-    return torch.stack(weights)
+        if not levels.any():
+            return DataError(
+                f"{example.name}: all that the crop shows is transparent, with use_alpha_weights. "
+                "Crop it yourself, set resize_mode to stretch, or remove it"
+            )
+        return loss_weights(levels)
+
+    def _cells(self, frame: Frame) -> tuple[int, int]:
+        """Height and width of a frame's latents."""
+        width, height = frame.size
+        return height // self._base.downscaling, width // self._base.downscaling
+
+    def _frames(self, found: Survey) -> list[Frame]:
+        """What is seen of a picture in each of its crops: the centre, or random places.
+
+        The places follow from the picture itself: those of others do not move when one is added.
+        """
+        places = [CENTRE]
+        if self._config.random_crop:
+            own = int.from_bytes(found.content[:8], "little")
+            draw = rng.python_random(self._seed, "crop", own)
+            places = [(draw.random(), draw.random()) for _ in range(self._config.crops_per_image)]
+        return [self._framing.frame(found.size, place) for place in places]
+
+    def _key(self, found: Survey, frame: Frame, mirrored: bool) -> bytes:
+        described = {
+            "format": FORMAT,
+            "autoencoder": self.autoencoder,
+            "frame": _described(frame),
+            "mirrored": mirrored,
+            "own_colours": self._config.use_alpha_weights,
+            "dtype": self._config.latent_cache_dtype,
+        }
+        return key_of("moments", json.dumps(described), found.content)
+
+    def _crops(self, job: Job) -> list[_Pixels] | DataError:
+        """The pixels of each variant; this much runs in threads."""
+        own_colours, name = self._config.use_alpha_weights, job.example.name
+        try:
+            picture = open_with_alpha(job.example)[0] if own_colours else open_picture(job.example)
+        except DataError as error:
+            return error
+        pixels = [(it, to_tensor(picture, it.frame)) for it in job.variants]
+        return [
+            _Pixels(it.key, name, values.flip(-1) if it.mirrored else values)
+            for it, values in pixels
+        ]
+
+    def _moments(self, queue: Sequence[_Pixels]) -> dict[bytes, Tensor]:
+        pixels = [it.values for it in queue]
+        padding = pixels[-1:] * (self._config.vae_batch_size - len(pixels))
+        moments = self._base.encode_images(torch.stack(pixels + padding))
+        both = torch.stack([moments.mean, moments.std], dim=1).to(self._dtype)  # (B, 2, C, h, w)
+        for it, entry in zip(queue, both, strict=False):
+            if not entry.isfinite().all():
+                raise NumericsError(
+                    f"{it.name}: the autoencoder's latents are not finite numbers in "
+                    f"{self._config.latent_cache_dtype}"
+                )
+        return {it.key: entry.clone() for it, entry in zip(queue, both, strict=False)}
 
 
-def _with_mirrored(crops: list[Tensor], config: DataConfig) -> Tensor:
-    """The variants (V, ...): the crops and, with `random_flip`, their mirror images."""
-    return torch.stack(crops + [crop.flip(-1) for crop in crops] if config.random_flip else crops)
-
-
-def _frames(picture: Image.Image, config: DataConfig, seed: int, number: int) -> list[Frame]:
-    """What is seen of one picture in each of its crops."""
-    places = _places(config, seed, number)
-    return [frame(picture, config.size, place, config.resize_mode) for place in places]
-
-
-def _places(config: DataConfig, seed: int, number: int) -> list[tuple[float, float]]:
-    """Where the crops of one picture lie: the centre, or random places."""
-    if not config.random_crop:
-        return [(0.5, 0.5)]
-    draw = rng.python_random(seed, "crop", number)
-    return [(draw.random(), draw.random()) for _ in range(config.crops_per_image)]
+def _described(frame: Frame) -> list[Any]:
+    return [frame.size, frame.resized, frame.corner, int(frame.resample)]

@@ -41,27 +41,27 @@ class Frame:
         )
 
 
-def frame(
-    picture: Image.Image,
-    size: tuple[int, int],
-    place: tuple[float, float] = CENTRE,
-    resize_mode: ResizeMode = "crop",
-) -> Frame:
-    """Where the training picture of `size` (width, height) lies in a picture.
+@dataclass(frozen=True)
+class Framing:
+    """Where training pictures lie in pictures: of one size (width, height) for now."""
 
-    "crop" resizes until both sides reach `size`; `place` (0..1 across, 0..1 down) chooses the part
-    along the side that is longer. "stretch" keeps no proportions and everything, with the web UI's
-    filter.
-    """
-    if resize_mode == "stretch":
-        return Frame(size=size, resized=size, corner=(0, 0), resample=Image.Resampling.BICUBIC)
-    scale = max(size[0] / picture.width, size[1] / picture.height)
-    width = max(size[0], round(picture.width * scale))
-    height = max(size[1], round(picture.height * scale))
-    corner = round((width - size[0]) * place[0]), round((height - size[1]) * place[1])
-    return Frame(
-        size=size, resized=(width, height), corner=corner, resample=Image.Resampling.LANCZOS
-    )
+    size: tuple[int, int]
+    resize_mode: ResizeMode = "crop"
+
+    def size_for(self, picture: tuple[int, int]) -> tuple[int, int]:
+        return self.size
+
+    def frame(self, picture: tuple[int, int], place: tuple[float, float] = CENTRE) -> Frame:
+        size = self.size
+        if self.resize_mode == "stretch":
+            return Frame(size=size, resized=size, corner=(0, 0), resample=Image.Resampling.BICUBIC)
+        scale = max(size[0] / picture[0], size[1] / picture[1])
+        width = max(size[0], round(picture[0] * scale))
+        height = max(size[1], round(picture[1] * scale))
+        corner = round((width - size[0]) * place[0]), round((height - size[1]) * place[1])
+        return Frame(
+            size=size, resized=(width, height), corner=corner, resample=Image.Resampling.LANCZOS
+        )
 
 
 def to_tensor(picture: Image.Image, frame: Frame) -> Tensor:

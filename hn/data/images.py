@@ -144,7 +144,12 @@ def scan_folder(
 
 def examples(dataset: Dataset, description: str) -> Iterator[Example]:
     """Go through the dataset with a progress bar."""
-    rows: Any = tqdm(dataset, desc=description, unit="picture", leave=False)
+    yield from tqdm(examples_of(dataset), description, len(dataset), unit="picture", leave=False)
+
+
+def examples_of(dataset: Dataset) -> Iterator[Example]:
+    """Go through the dataset."""
+    rows: Any = dataset
     for row in rows:
         yield Example(row["name"], row["image"], row["caption"], tuple(row["other_captions"]))
 

@@ -5,6 +5,7 @@ frozen.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,10 +166,19 @@ class BaseModel:
     @cached_property
     def vae_fingerprint(self) -> str:
         """A hash of all that the autoencoder computes with: its structure and its weights."""
-        digest = hashlib.sha256(json.dumps(dict(self.vae.config), default=str).encode())
-        for name, tensor in sorted(self.vae.state_dict().items()):
-            digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return _fingerprint(self.vae.config, self.vae)
+
+    @cached_property
+    def text_identity(self) -> dict[str, Any]:
+        """All that the context of a prompt depends on, but the prompt, as JSON values."""
+        encoder = self.text_encoder
+        config = {**encoder.model.config.to_dict(), "vocabulary": encoder.tokenizer.get_vocab()}
+        return {
+            "text_encoder": _fingerprint(config, encoder.model),
+            "dtype": str(encoder.model.dtype),
+            "prompt_syntax": encoder.syntax,
+            "clip_skip": encoder.clip_skip,
+        }
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Moments:
@@ -229,3 +239,16 @@ def _prediction(scheduler: DDIMScheduler) -> Prediction:
             f"the scheduler's prediction_type is '{kind}'; supported are epsilon and v_prediction"
         )
     return kind
+
+
+def _fingerprint(config: Mapping[str, Any], module: torch.nn.Module) -> str:
+    """A hash of a module's structure and weights, not of where they lie or who wrote them."""
+    structure = {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in ("transformers_version", "architectures", "dtype")
+    }
+    digest = hashlib.sha256(json.dumps(structure, default=str, sort_keys=True).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -38,8 +38,8 @@ class TextEncoder:
             )
         self.tokenizer = tokenizer
         self.model = model.requires_grad_(False).eval()
-        self._syntax = syntax
-        self._clip_skip = clip_skip
+        self.syntax = syntax
+        self.clip_skip = clip_skip
         self.length: int = min(tokenizer.model_max_length, model.config.max_position_embeddings)
         self._comma = token_ids(self.tokenizer, [","])[0][-1]
         empty = tokenizer("", padding="max_length", max_length=self.length).input_ids
@@ -54,7 +54,7 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> list[Tensor]:
         """The context (T, D) of each prompt; T is `length`, with "webui" a multiple of it."""
-        if self._syntax == "plain":
+        if self.syntax == "plain":
             return list(self._states(self._cut(prompts)))
         # One by one: what is computed for a prompt must not depend on what stands beside it.
         return [self._encode_weighted(prompt) for prompt in prompts]
@@ -77,7 +77,7 @@ class TextEncoder:
         return [*self._on_length(prompts), *self._on_special_tokens(prompts)]
 
     def _on_length(self, prompts: list[str]) -> list[str]:
-        if self._syntax == "plain":
+        if self.syntax == "plain":
             long = [prompt for prompt in prompts if self.excess_tokens(prompt)]
             outcome = f"are cut at {self.length} tokens"
         else:
@@ -117,9 +117,9 @@ class TextEncoder:
     def _states(self, ids: Tensor) -> Tensor:
         """What the UNet reads (B, T, D) for token numbers (B, T)."""
         ids = ids.to(self.model.device)
-        if self._clip_skip == 1:
+        if self.clip_skip == 1:
             return self.model(ids).last_hidden_state
-        states = self.model(ids, output_hidden_states=True).hidden_states[-self._clip_skip]
+        states = self.model(ids, output_hidden_states=True).hidden_states[-self.clip_skip]
         return self._final_norm(states)
 
     @property

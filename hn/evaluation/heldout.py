@@ -5,6 +5,7 @@ The same picture, noise and timestep on both sides: what is left of the differen
 hypernetwork.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from hn import rng
 from hn.config import Config
+from hn.data.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition, Denoiser
@@ -46,9 +48,19 @@ class Comparison:
 class Pictures:
     """Held-out pictures; their loss is weighted as in training, so by their alpha if that is."""
 
-    latents: Tensor  # (N, C, h, w)
-    contexts: Tensor  # (N, T, D)
-    loss_weights: Tensor | None  # (N, 1, h, w)
+    latents: list[Tensor]  # N times (C, h, w)
+    loss_weights: list[Tensor] | None  # N times (1, h, w)
+    prompts: list[str]
+    contexts: Contexts
+
+    def batches(self) -> Iterator[list[int]]:
+        """Rows to measure at once: each picture makes `DRAWS`, and those at once have one size."""
+        by_size: dict[torch.Size, list[int]] = {}
+        for picture, latents in enumerate(self.latents):
+            rows = range(picture * DRAWS, (picture + 1) * DRAWS)
+            by_size.setdefault(latents.shape, []).extend(rows)
+        for rows in by_size.values():
+            yield from (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
 
 
 class Heldout:
@@ -66,7 +78,8 @@ class Heldout:
         config: Config,
         reporter: Reporter,
     ) -> None:
-        self._active = pictures is not None and accelerator.is_main_process
+        self._pictures = pictures if accelerator.is_main_process else None
+        self._seed = config.training.seed
         self._base = base
         self._denoiser = denoiser
         self._reporter = reporter
@@ -74,8 +87,6 @@ class Heldout:
         self._measured_step = -1
         self._base_losses: Tensor | None = None
         self.last: Comparison | None = None
-        if pictures is not None:
-            self._draw(pictures, config.training.seed)
 
     def __call__(self, state: TrainingState) -> None:
         """Measure if this step is due."""
@@ -84,12 +95,12 @@ class Heldout:
 
     def measure(self, state: TrainingState) -> None:
         """Compare strength 1 with strength 0 and report it, unless this step was measured."""
-        if not self._active or self._measured_step == state.step:
+        if self._pictures is None or self._measured_step == state.step:
             return
         self._measured_step = state.step
-        losses = self._losses(1.0)
+        losses = self._losses(self._pictures, 1.0)
         if self._base_losses is None:
-            self._base_losses = self._losses(0.0)
+            self._base_losses = self._losses(self._pictures, 0.0)
         difference = losses - self._base_losses
         error = float(difference.std() / len(difference) ** 0.5)
         self.last = Comparison(float(losses.mean()), float(self._base_losses.mean()), error)
@@ -101,37 +112,31 @@ class Heldout:
         }
         self._reporter.scalars(values, state.step)
 
-    def _draw(self, pictures: Pictures, seed: int) -> None:
-        """Repeat each picture with noise of its own and timesteps from every part."""
-        self._latents = pictures.latents.repeat_interleave(DRAWS, dim=0)
-        self._contexts = pictures.contexts.repeat_interleave(DRAWS, dim=0)
-        weights = pictures.loss_weights
-        self._weights = None if weights is None else weights.repeat_interleave(DRAWS, dim=0)
-        generators = [rng.generator(seed, "heldout", row) for row in range(len(self._latents))]
-        self._noise = objective.sample_noise(tuple(self._latents.shape[1:]), generators)
-        part = len(self._base.alphas_cumprod) // DRAWS
-        within = objective.sample_timesteps(part, generators)
-        self._timesteps = within + torch.arange(len(within)) % DRAWS * part
-
     @torch.no_grad()
-    def _losses(self, strength: float) -> Tensor:
+    def _losses(self, pictures: Pictures, strength: float) -> Tensor:
         """The loss (N * DRAWS,) of every draw."""
-        alphas, prediction_type = self._base.alphas_cumprod, self._base.prediction
-        device, losses = self._base.device, []
+        losses = torch.empty(len(pictures.latents) * DRAWS)
         with self._denoiser.attachment.at_strength(strength):
-            for start in tqdm(
-                range(0, len(self._latents), BATCH), desc="held-out loss", leave=False
-            ):
-                rows = slice(start, start + BATCH)
-                latents, noise, timesteps = (
-                    self._latents[rows],
-                    self._noise[rows],
-                    self._timesteps[rows],
-                )
-                noisy = objective.add_noise(latents, noise, timesteps, alphas)
-                target = objective.target(latents, noise, timesteps, alphas, prediction_type)
-                condition = Condition(self._contexts[rows])
-                prediction = self._denoiser(noisy.to(device), timesteps.to(device), condition)
-                weights = None if self._weights is None else self._weights[rows]
-                losses.append(objective.loss_per_sample(prediction.cpu(), target, weights))
-        return torch.cat(losses)
+            for rows in tqdm([*pictures.batches()], "held-out loss", leave=False):
+                losses[rows] = self._measure(pictures, rows)
+        return losses
+
+    def _measure(self, pictures: Pictures, rows: list[int]) -> Tensor:
+        """The loss (B,) of these draws, each with noise of its own and from its part of the
+        timesteps.
+        """
+        alphas, device = self._base.alphas_cumprod, self._base.device
+        numbers = [row // DRAWS for row in rows]
+        latents = torch.stack([pictures.latents[number] for number in numbers])
+        generators = [rng.generator(self._seed, "heldout", row) for row in rows]
+        noise = objective.sample_noise(tuple(latents.shape[1:]), generators)
+        part = len(alphas) // DRAWS
+        within = objective.sample_timesteps(part, generators)
+        timesteps = within + torch.tensor(rows) % DRAWS * part
+        noisy = objective.add_noise(latents, noise, timesteps, alphas)
+        target = objective.target(latents, noise, timesteps, alphas, self._base.prediction)
+        condition = Condition(pictures.contexts.stack([pictures.prompts[it] for it in numbers]))
+        prediction = self._denoiser(noisy.to(device), timesteps.to(device), condition)
+        weights = pictures.loss_weights
+        chosen = None if weights is None else torch.stack([weights[it] for it in numbers])
+        return objective.loss_per_sample(prediction.cpu(), target, chosen)

@@ -10,12 +10,11 @@ from PIL import Image
 
 from hn.config import DataConfig
 from hn.data.decoding import Example, open_picture, open_with_alpha
-from hn.data.encoding import encode_latents
-from hn.data.framing import frame, loss_weights, to_levels, to_tensor
+from hn.data.framing import Framing, loss_weights, to_levels, to_tensor
 from hn.data.images import check_pictures, read_folder
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError
-from tests import tiny
+from tests import caches, tiny
 from tests.data.test_framing import GOLDEN, golden_example, levels
 
 WEIGHTED = [key.removesuffix("|weight") for key in GOLDEN if key.endswith("|weight")]
@@ -55,7 +54,7 @@ def test_the_weights_of_a_stretched_picture_are_the_web_uis(key):
     _, alpha = open_with_alpha(example)
     expected = GOLDEN[f"{key}|weight"]
     own_size = "varsize=1" in key
-    seen = frame(alpha, alpha.size if own_size else size, resize_mode="stretch")
+    seen = Framing(alpha.size if own_size else size, "stretch").frame(alpha.size)
     found = weights_of(alpha, seen, tuple(expected.shape[-2:]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -64,7 +63,7 @@ def test_the_weights_of_a_stretched_picture_are_the_web_uis(key):
 def test_the_colours_are_those_beneath_the_alpha_as_in_the_web_ui(key):
     example, size = golden_example(key)
     picture, _ = open_with_alpha(example)
-    seen = frame(picture, size, resize_mode="stretch")
+    seen = Framing(size, "stretch").frame(picture.size)
     assert torch.equal(levels(to_tensor(picture, seen)), GOLDEN[f"{key}|pixels"])
 
 
@@ -72,14 +71,14 @@ def test_the_colours_are_those_beneath_the_alpha_as_in_the_web_ui(key):
 def test_a_constant_alpha_gives_ones(level):
     """There it gives 0/0."""
     alpha = Image.new("L", (32, 32), level)
-    assert weights_of(alpha, frame(alpha, (16, 16)), (8, 8)).unique().tolist() == [1.0]
+    assert weights_of(alpha, Framing((16, 16)).frame(alpha.size), (8, 8)).unique().tolist() == [1.0]
 
 
 @pytest.mark.parametrize(("size", "shape"), [((64, 32), (4, 8)), ((16, 64), (8, 2))])
 def test_the_weights_of_an_oblong_picture_stand_upright(size, shape):
     """There height and width are taken for each other."""
     alpha = rising(size)
-    found = weights_of(alpha, frame(alpha, size), shape)[0]
+    found = weights_of(alpha, Framing(size).frame(alpha.size), shape)[0]
     assert found.shape == shape
     assert torch.equal(found, found[:1].expand(shape))
     assert (found[0].diff() > 0).all()
@@ -91,7 +90,7 @@ def test_the_weights_of_an_oblong_picture_stand_upright(size, shape):
 def test_the_weights_lie_where_the_crop_lies(place, size):
     """As if the alpha channel was resized, cropped, and resized again, up to rounding."""
     alpha = rising((100, 60))
-    seen = frame(alpha, size, place)
+    seen = Framing(size).frame(alpha.size, place)
     shape = size[1] // 8, size[0] // 8
     found = to_levels(alpha, seen, shape)[0]
     crop = alpha.resize(seen.resized, seen.resample).crop(seen.box)
@@ -102,7 +101,7 @@ def test_the_weights_lie_where_the_crop_lies(place, size):
 def test_a_crop_of_the_hidden_part_is_not_learnt_from():
     alpha = Image.new("L", (32, 16))
     alpha.paste(255, (24, 0, 32, 16))
-    frames = [frame(alpha, (16, 16), (across, 0.5)) for across in (0.0, 1.0)]
+    frames = [Framing((16, 16)).frame(alpha.size, (across, 0.5)) for across in (0.0, 1.0)]
     found = loss_weights(torch.stack([to_levels(alpha, seen, (2, 2)) for seen in frames]))
     assert found[0].max() == 0
     assert found.mean().item() == pytest.approx(1)
@@ -115,7 +114,10 @@ def test_the_transparent_colour_of_a_palette_counts():
     picture.putpixel((1, 0), 1)
     rgb, alpha = opened(picture, transparency=1)
     assert rgb.getpixel((1, 0)) == GREEN
-    assert weights_of(alpha, frame(alpha, (2, 1)), (1, 2)).flatten().tolist() == [2.0, 0.0]
+    assert weights_of(alpha, Framing((2, 1)).frame(alpha.size), (1, 2)).flatten().tolist() == [
+        2.0,
+        0.0,
+    ]
 
 
 def test_the_alpha_is_turned_with_the_picture():
@@ -135,9 +137,9 @@ def test_a_picture_without_alpha_is_opaque():
 
 
 def encode(base, folder, **settings):
-    config = DataConfig(resolution=(16,), use_alpha_weights=True, **settings)
+    config = DataConfig(resolution=(16,), **{"use_alpha_weights": True, **settings})
     dataset = read_folder(folder, "error", setting="train_data_dir")
-    return encode_latents(dataset, base, config, seed=0)
+    return caches.encode(folder.parent / "cache", dataset, base, config)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -145,7 +147,7 @@ def encode(base, folder, **settings):
 def test_every_variant_has_the_weights_of_what_it_shows(base, tmp_path, crops, flip):
     folder = tiny.make_pictures(tmp_path / "set", 2, alpha=rising)
     latents = encode(base, folder, random_crop=crops > 1, crops_per_image=crops, random_flip=flip)
-    found = latents.loss_weights
+    found = caches.all_weights(latents)
     assert found.shape == (2, latents.variants, 1, 8, 8)
     assert latents.variants == crops * (1 + flip)
     for picture in found:
@@ -161,13 +163,12 @@ def test_every_variant_has_the_weights_of_what_it_shows(base, tmp_path, crops, f
 def test_without_the_setting_there_are_no_weights_and_white_shows(base, tmp_path):
     folder = tiny.make_pictures(tmp_path / "set", 1, alpha=rising)
     dataset = read_folder(folder, "error", setting="train_data_dir")
-    latents = encode_latents(dataset, base, DataConfig(resolution=(16,)), seed=0)
-    assert latents.loss_weights is None
+    latents = encode(base, folder, use_alpha_weights=False)
     assert latents.weights([0], [0]) is None
     white = open_picture(Example("0.png", dataset[0]["image"], ""))
-    expected = base.encode_images(to_tensor(white, frame(white, (16, 16)))[None]).mean
-    torch.testing.assert_close(latents.moments.mean[0], expected)
-    assert not torch.allclose(encode(base, folder).moments.mean[0], expected)
+    expected = base.encode_images(to_tensor(white, Framing((16, 16)).frame(white.size))[None]).mean
+    torch.testing.assert_close(caches.means(latents)[0], expected)
+    assert not torch.allclose(caches.means(encode(base, folder))[0], expected)
 
 
 def test_pictures_that_are_weighted_evenly_are_said(base, tmp_path, capsys):
@@ -175,7 +176,8 @@ def test_pictures_that_are_weighted_evenly_are_said(base, tmp_path, capsys):
     tiny.make_pictures(tmp_path / "more", 1, alpha=rising)
     for path in (tmp_path / "more").iterdir():
         path.rename(folder / f"rising{path.suffix}")
-    weights = encode(base, folder).loss_weights
+    latents = encode(base, folder)
+    weights = latents.weights([0, 1], [0, 0])
     assert weights[0].unique().tolist() == [1.0]
     assert weights[1].min() == 0
     said = capsys.readouterr().out
@@ -190,9 +192,11 @@ def right_edge(size) -> Image.Image:
 
 def test_a_crop_that_shows_nothing_opaque_is_refused_by_name(base, tmp_path):
     folder = tiny.make_pictures(tmp_path / "set", 2, size=(60, 16), alpha=right_edge)
-    with pytest.raises(DataError, match=r"2 \('0\.png', '1\.png'\)\. .*resize_mode to stretch"):
+    with pytest.raises(
+        DataError, match=r"(?s)2 pictures .*0\.png: .*resize_mode to stretch.*1\.png"
+    ):
         encode(base, folder)
-    assert encode(base, folder, resize_mode="stretch").loss_weights.max() > 1
+    assert caches.all_weights(encode(base, folder, resize_mode="stretch")).max() > 1
 
 
 def test_a_fully_transparent_picture_stays_refused(tmp_path):

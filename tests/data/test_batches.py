@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from hn.config import DataConfig
-from hn.data import cache
+from hn.data import contexts
 from hn.data.batches import Batches, Layout
-from hn.data.cache import Contexts, Latents
+from hn.data.contexts import ENCODED_AT_ONCE, Contexts
 from hn.data.decoding import open_picture
-from hn.data.encoding import encode_latents
-from hn.data.framing import frame, to_tensor
+from hn.data.framing import Framing, to_tensor
 from hn.data.images import examples, read_folder
+from hn.data.latents import Latents
 from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts
-from hn.diffusion.base_model import BaseModel, Moments
+from hn.diffusion.base_model import BaseModel
 from hn.errors import NumericsError
-from tests import golden
+from tests import caches, golden
 
 BUCKETS = golden.read_json("buckets.json")
 COUNT = 5
@@ -29,12 +29,16 @@ def base(model):
     return BaseModel.load(str(model))
 
 
-def make_latents(variants=3, sampling="random", seed=0) -> Latents:
-    draw = torch.Generator().manual_seed(1)
-    shape = (COUNT, variants, 4, 2, 2)
-    moments = Moments(torch.randn(shape, generator=draw), torch.ones(shape))
-    weights = torch.rand((COUNT, variants, 1, 2, 2), generator=draw)
-    return Latents(moments, sampling, seed, weights)
+@pytest.fixture(scope="module")
+def make_latents(tmp_path_factory):
+    def make(variants=3, sampling="random", seed=0) -> Latents:
+        draw = torch.Generator().manual_seed(1)
+        mean = torch.randn((COUNT, variants, 4, 2, 2), generator=draw)
+        moments = torch.stack([mean, torch.ones_like(mean)], dim=2)
+        weights = torch.rand((COUNT, variants, 1, 2, 2), generator=draw)
+        return caches.make(tmp_path_factory.mktemp("cache"), moments, sampling, seed, weights)
+
+    return make
 
 
 def make_prompts(seed=0, **settings) -> Prompts:
@@ -43,10 +47,14 @@ def make_prompts(seed=0, **settings) -> Prompts:
     )
 
 
-def make_batches(base, seed=0, *, latents=None, **layout) -> Batches:
-    layout = Layout(**{"batch_size": 2, "accumulation": 1, **layout})
-    latents = latents or make_latents(seed=seed)
-    return Batches(latents, make_prompts(seed), Contexts(base), layout, seed)
+@pytest.fixture(scope="module")
+def make_batches(make_latents):
+    def make(seed=0, *, latents=None, **layout) -> Batches:
+        layout = Layout(**{"batch_size": 2, "accumulation": 1, **layout})
+        latents = latents or make_latents(seed=seed)
+        return Batches(latents, make_prompts(seed), Contexts(base), layout, seed)
+
+    return make
 
 
 def assert_equal(batch, other):
@@ -66,8 +74,8 @@ def drawn(batches, steps):
 
 
 @pytest.mark.parametrize("layout", [{}, {"batch_size": 3, "accumulation": 4}, {"batch_size": 7}])
-def test_every_epoch_uses_every_picture_once(base, layout):
-    batches = make_batches(base, **layout)
+def test_every_epoch_uses_every_picture_once(make_batches, layout):
+    batches = make_batches(**layout)
     stream = drawn(batches, 12)
     epochs = [stream[i : i + COUNT] for i in range(0, len(stream) - COUNT + 1, COUNT)]
     assert len(epochs) >= 4
@@ -78,11 +86,10 @@ def test_every_epoch_uses_every_picture_once(base, layout):
 @pytest.mark.parametrize(
     "case", BUCKETS["sampler"], ids=lambda c: f"{c['images']}-{c['batch_size']}"
 )
-def test_an_epoch_repeats_nothing_as_in_the_web_ui(base, case):
+def test_an_epoch_repeats_nothing_as_in_the_web_ui(base, tmp_path, case):
     """The web UI drops what does not fill a batch; our epoch goes on to the last picture."""
     count, size = case["images"], case["batch_size"]
-    zeros = torch.zeros(count, 1, 4, 2, 2)
-    latents = Latents(Moments(zeros, zeros), "deterministic", 0)
+    latents = caches.make(tmp_path, torch.zeros(count, 1, 2, 4, 2, 2))
     prompts = Prompts([["a"]] * count, ["[filewords]"], "", DataConfig(), 0)
     layout = Layout(batch_size=size, accumulation=1)
     stream = drawn(Batches(latents, prompts, Contexts(base), layout, 0), 4 * count)
@@ -96,21 +103,21 @@ def test_an_epoch_repeats_nothing_as_in_the_web_ui(base, case):
             assert len(full) - len(set(full)) == theirs["repeated_images"]
 
 
-def test_another_seed_gives_another_order(base):
-    assert drawn(make_batches(base), 10) != drawn(make_batches(base, seed=1), 10)
+def test_another_seed_gives_another_order(make_batches):
+    assert drawn(make_batches(), 10) != drawn(make_batches(seed=1), 10)
 
 
-def test_a_step_does_not_depend_on_what_was_asked_before(base):
-    used = make_batches(base)
+def test_a_step_does_not_depend_on_what_was_asked_before(make_batches):
+    used = make_batches()
     forwards = [next(used.at(step)) for step in range(8)]
     for step in (7, 2, 5, 0):
         assert_equal(next(used.at(step)), forwards[step])
-    assert_equal(next(make_batches(base).at(6)), forwards[6])
+    assert_equal(next(make_batches().at(6)), forwards[6])
 
 
-def test_two_processes_draw_what_one_would_with_accumulation(base):
-    alone = make_batches(base, accumulation=2)
-    together = [make_batches(base, rank=rank, world_size=2) for rank in (0, 1)]
+def test_two_processes_draw_what_one_would_with_accumulation(make_batches):
+    alone = make_batches(accumulation=2)
+    together = [make_batches(rank=rank, world_size=2) for rank in (0, 1)]
     for step in range(6):
         expected = list(alone.at(step))
         found = [batch for process in together for batch in process.at(step)]
@@ -119,9 +126,9 @@ def test_two_processes_draw_what_one_would_with_accumulation(base):
             assert_equal(batch, other)
 
 
-def test_one_large_batch_is_dealt_out_slot_by_slot(base):
-    large = next(make_batches(base, batch_size=4).at(3))
-    small = list(make_batches(base, batch_size=1, accumulation=4).at(3))
+def test_one_large_batch_is_dealt_out_slot_by_slot(make_batches):
+    large = next(make_batches(batch_size=4).at(3))
+    small = list(make_batches(batch_size=1, accumulation=4).at(3))
     assert large.pictures == [picture for batch in small for picture in batch.pictures]
     assert torch.equal(large.latents, torch.cat([batch.latents for batch in small]))
     assert torch.equal(large.loss_weights, torch.cat([batch.loss_weights for batch in small]))
@@ -135,47 +142,47 @@ def test_slots_of_all_processes_and_micro_batches_are_the_global_batch():
     assert layouts[1].slots(2) == [18, 19]
 
 
-def test_every_variant_is_drawn(base):
+def test_every_variant_is_drawn(make_batches, make_latents):
     latents = make_latents(variants=3, sampling="deterministic")
-    means = latents.moments.mean
+    means, weights_of = caches.means(latents), caches.all_weights(latents)
     variants = Counter()
     for step in range(30):
-        batch = next(make_batches(base, latents=latents).at(step))
+        batch = next(make_batches(latents=latents).at(step))
         drawn = zip(batch.pictures, batch.latents, batch.loss_weights, strict=True)
         for picture, latent, weights in drawn:
             matches = [v for v in range(3) if torch.equal(means[picture, v], latent)]
             variants.update(matches)
-            assert torch.equal(latents.loss_weights[picture, matches[0]], weights)
+            assert torch.equal(weights_of[picture, matches[0]], weights)
     assert sum(variants.values()) == 60
     assert min(variants[v] for v in range(3)) >= 8  # 20 are expected, three errors are 11
 
 
-def test_the_context_is_that_of_the_prompts(base):
-    batch = next(make_batches(base).at(0))
-    assert torch.equal(batch.context, torch.stack(base.encode_prompts(batch.prompts)))
+def test_the_context_is_that_of_the_prompts(base, make_batches):
+    batch = next(make_batches().at(0))
+    torch.testing.assert_close(batch.context, torch.stack(base.encode_prompts(batch.prompts)))
 
 
-def test_deterministic_latents_are_the_mean():
+def test_deterministic_latents_are_the_mean(make_latents):
     latents = make_latents(sampling="deterministic")
-    assert torch.equal(latents.sample(2, 1, 7, 0), latents.moments.mean[2, 1])
+    assert torch.equal(latents.sample(2, 1, 7, 0), latents.moments(2, 1)[0])
 
 
-def test_latents_sampled_once_stay_for_the_whole_run():
+def test_latents_sampled_once_stay_for_the_whole_run(make_latents):
     latents = make_latents(sampling="once")
     first = latents.sample(2, 1, 0, 0)
     assert torch.equal(latents.sample(2, 1, 99, 3), first)
-    assert not torch.equal(first, latents.moments.mean[2, 1])
-    noise = [latents.sample(p, v, 0, 0) - latents.moments.mean[p, v] for p, v in ((2, 1), (2, 0))]
+    assert not torch.equal(first, latents.moments(2, 1)[0])
+    noise = [latents.sample(p, v, 0, 0) - latents.moments(p, v)[0] for p, v in ((2, 1), (2, 0))]
     assert not torch.allclose(*noise)
     assert not torch.equal(make_latents(sampling="once", seed=1).sample(2, 1, 0, 0), first)
 
 
-def test_random_latents_differ_by_step_and_slot_and_have_the_right_spread():
+def test_random_latents_differ_by_step_and_slot_and_have_the_right_spread(make_latents):
     latents = make_latents(sampling="random")
     samples = torch.stack([latents.sample(2, 1, step, 0) for step in range(400)])
     assert torch.equal(samples[5], latents.sample(2, 1, 5, 0))
     assert not torch.equal(samples[5], latents.sample(2, 1, 5, 1))
-    torch.testing.assert_close(samples.mean(0), latents.moments.mean[2, 1], rtol=0, atol=0.25)
+    torch.testing.assert_close(samples.mean(0), latents.moments(2, 1)[0], rtol=0, atol=0.25)
     assert samples.std(0).mean().item() == pytest.approx(1, abs=0.05)
 
 
@@ -217,11 +224,15 @@ def test_too_many_prompts_are_not_listed():
     assert Prompts(captions, ["[filewords]"], "", DataConfig(), 0).all() is None
 
 
-def encode(base, pictures, **settings):
-    dataset = read_folder(pictures, "error", setting="train_data_dir")
-    latents = encode_latents(dataset, base, DataConfig(resolution=(16,), **settings), seed=0)
-    first = open_picture(next(examples(dataset, "reading")))
-    return latents, first
+@pytest.fixture
+def encode(pictures, tmp_path):
+    def encode_now(base, **settings):
+        dataset = read_folder(pictures, "error", setting="train_data_dir")
+        config = DataConfig(resolution=(16,), **settings)
+        first = open_picture(next(examples(dataset, "reading")))
+        return caches.encode(tmp_path, dataset, base, config), first
+
+    return encode_now
 
 
 @pytest.mark.parametrize(
@@ -233,48 +244,49 @@ def encode(base, pictures, **settings):
         ({"random_crop": True, "crops_per_image": 3, "random_flip": True}, 6),
     ],
 )
-def test_crops_and_flips_are_variants(base, pictures, settings, variants):
-    latents, first = encode(base, pictures, **settings)
-    assert latents.moments.mean.shape == (6, variants, 4, 8, 8)
+def test_crops_and_flips_are_variants(base, encode, settings, variants):
+    latents, first = encode(base, **settings)
+    means = caches.means(latents)
+    assert means.shape == (6, variants, 4, 8, 8)
     assert latents.variants == variants
     if not settings.get("random_crop"):
-        pixels = to_tensor(first, frame(first, (16, 16)))
+        pixels = to_tensor(first, Framing((16, 16)).frame(first.size))
         for variant, picture in enumerate([pixels, pixels.flip(-1)][:variants]):
             expected = base.encode_images(picture[None]).mean[0]
-            torch.testing.assert_close(latents.moments.mean[0, variant], expected)
+            torch.testing.assert_close(means[0, variant], expected)
 
 
-def test_random_crops_differ_and_follow_from_the_seed(base, pictures):
+def test_random_crops_differ_and_follow_from_the_seed(base, encode):
     settings = {"random_crop": True, "crops_per_image": 3}
-    first, again = (encode(base, pictures, **settings)[0].moments.mean for _ in range(2))
+    first, again = (caches.means(encode(base, **settings)[0]) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first[0, 0], first[0, 1])
 
 
-def test_a_picture_whose_latents_are_not_finite_is_named(model, pictures):
+def test_a_picture_whose_latents_are_not_finite_is_named(model, encode):
     broken = BaseModel.load(str(model))
     with torch.no_grad():
         broken.vae.quant_conv.bias.fill_(float("nan"))
     with pytest.raises(NumericsError, match=r"0\.png: the autoencoder's latents are not finite"):
-        encode(broken, pictures)
+        encode(broken)
 
 
 def test_each_prompt_is_encoded_once(base):
-    contexts, rows = Contexts(base), []
+    known, rows = Contexts(base), []
     hook = base.text_encoder.model.register_forward_hook(lambda *call: rows.append(len(call[1][0])))
-    contexts.encode(["a", "b", "a"])
-    stacked = contexts.stack(["b", "c", "b"])
+    known.encode(["a", "b", "a"])
+    stacked = known.stack(["b", "c", "b"])
     hook.remove()
-    assert rows == [2, 1]
+    assert rows == [ENCODED_AT_ONCE, ENCODED_AT_ONCE]  # always, so that none changes another
     expected = torch.stack(base.encode_prompts(["b", "c"]))
     torch.testing.assert_close(stacked, expected[[0, 1, 0]])
 
 
 def test_old_contexts_are_forgotten_and_encoded_again(base, monkeypatch):
     """Shuffled tags make ever new prompts; memory must not grow with them."""
-    monkeypatch.setattr(cache, "KEPT", 3)
-    contexts = Contexts(base)
-    first = contexts.stack(["a", "b"])
-    contexts.stack(["c", "d", "e"])
-    assert list(contexts._known) == ["c", "d", "e"]
-    assert torch.equal(contexts.stack(["a", "b", "c", "d"])[:2], first)
+    monkeypatch.setattr(contexts, "KEPT", 3)
+    kept = Contexts(base)
+    first = kept.stack(["a", "b"])
+    kept.stack(["c", "d", "e"])
+    assert list(kept._known) == ["c", "d", "e"]
+    assert torch.equal(kept.stack(["a", "b", "c", "d"])[:2], first)

@@ -8,11 +8,12 @@ import torch
 
 from hn.config import DataConfig
 from hn.data.batches import Batches, Layout
-from hn.data.cache import Contexts, Latents
+from hn.data.contexts import Contexts
 from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts, check_captions
 from hn.data.tags import Tags
-from hn.diffusion.base_model import BaseModel, Moments
+from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError
+from tests import caches
 
 DRAWS = 4000
 LARGE = {"shuffle_tags": True, "tag_dropout": 0.3, "caption_dropout": 0.2}
@@ -228,10 +229,9 @@ def test_a_prompt_is_a_function_of_seed_step_and_slot():
     assert [make(RICH, seed=1, **ALL_ON).draw(*place) for place in places] != forwards
 
 
-def test_two_processes_draw_the_prompts_of_one(model):
+def test_two_processes_draw_the_prompts_of_one(model, tmp_path):
     base = BaseModel.load(str(model))
-    zeros = torch.zeros(len(RICH), 1, 4, 2, 2)
-    latents = Latents(Moments(zeros, zeros), "deterministic", 0)
+    latents = caches.make(tmp_path, torch.zeros(len(RICH), 1, 2, 4, 2, 2))
 
     def prompts_of(**layout):
         batches = Batches(

@@ -19,8 +19,8 @@ def keys(*numbers):
 def test_what_is_written_is_read_back_by_its_key(tmp_path):
     store = Store(tmp_path / "new")
     assert store.missing(keys(1, 2)) == [0, 1]
-    store.write(keys(3, 1, 2), tensors(3, 1, 2))
-    store.write(keys(4), [torch.ones(2, 2, 4, 1, 1)])
+    store.write("moments", keys(3, 1, 2), tensors(3, 1, 2))
+    store.write("moments", keys(4), [torch.ones(2, 2, 4, 1, 1)])
     for reader in (store, Store(tmp_path / "new")):
         assert len(reader) == 4
         assert reader.missing(keys(1, 5, 4, 6)) == [1, 3]
@@ -33,9 +33,9 @@ def test_keys_with_zero_bytes_are_told_apart(tmp_path):
     """Numpy drops trailing zeros of byte strings where it can."""
     store = Store(tmp_path)
     near = [bytes([1, *[0] * (KEY_BYTES - 1)]), bytes([1, *[0] * (KEY_BYTES - 2), 1])]
-    store.write(near[:1], tensors(1))
+    store.write("moments", near[:1], tensors(1))
     assert store.missing([*near, bytes(KEY_BYTES)]) == [1, 2]
-    store.write([bytes(KEY_BYTES)], tensors(2))
+    store.write("moments", [bytes(KEY_BYTES)], tensors(2))
     assert float(store.read([bytes(KEY_BYTES)])[0].mean()) == 2
 
 
@@ -47,13 +47,13 @@ def test_parts_of_a_key_do_not_run_together():
 def test_an_entry_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(DataError, match="lacks 2 of 3 entries"):
         store = Store(tmp_path)
-        store.write(keys(1), tensors(1))
+        store.write("moments", keys(1), tensors(1))
         store.read(keys(1, 2, 3))
 
 
 def test_another_process_writes_meanwhile(tmp_path):
     first, second = Store(tmp_path), Store(tmp_path)
-    first.write(keys(1), tensors(1))
+    first.write("moments", keys(1), tensors(1))
     assert second.missing(keys(1)) == [0]
     second.refresh()
     assert second.missing(keys(1)) == []
@@ -61,20 +61,20 @@ def test_another_process_writes_meanwhile(tmp_path):
 
 def test_equal_content_gives_equal_files(tmp_path):
     for name in "ab":
-        Store(tmp_path / name).write(keys(1, 2), tensors(1, 2))
+        Store(tmp_path / name).write("moments", keys(1, 2), tensors(1, 2))
     (first,), (second,) = ((tmp_path / name).iterdir() for name in "ab")
     assert (first.name, first.read_bytes()) == (second.name, second.read_bytes())
 
 
 @pytest.mark.parametrize("content", [b"", b"no arrow file", None])
 def test_a_damaged_shard_is_named_and_its_rows_are_missing(tmp_path, content):
-    Store(tmp_path).write(keys(1), tensors(1))
+    Store(tmp_path).write("moments", keys(1), tensors(1))
     (shard,) = tmp_path.glob("*.arrow")
     shard.write_bytes(shard.read_bytes()[:-200] if content is None else content)
     store = Store(tmp_path)
     assert store.damaged == [shard.name]
     assert store.missing(keys(1)) == [0]
-    store.write(keys(1), tensors(1))  # under the same name
+    store.write("moments", keys(1), tensors(1))  # under the same name
     for reader in (store, Store(tmp_path)):
         assert reader.damaged == []
         assert float(reader.read(keys(1))[0].mean()) == 1
@@ -83,11 +83,11 @@ def test_a_damaged_shard_is_named_and_its_rows_are_missing(tmp_path, content):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="latent_cache_dir"):
-        Store(tmp_path / "file" / "cache").write(keys(1), tensors(1))
+        Store(tmp_path / "file" / "cache").write("moments", keys(1), tensors(1))
 
 
 def test_datasets_reads_the_shards(tmp_path):
-    Store(tmp_path / "cache").write(keys(1, 2), tensors(1, 2))
+    Store(tmp_path / "cache").write("moments", keys(1, 2), tensors(1, 2))
     read = datasets.load_dataset(
         "arrow",
         data_files=str(tmp_path / "cache/*.arrow"),

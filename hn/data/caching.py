@@ -1,0 +1,160 @@
+"""The pass over all pictures of a set: what a cache lacks is encoded, by one process or many.
+
+Pictures are dealt to the processes in shards. A process surveys its shards (reads every file, but
+decodes only what must be encoded), and leaves for each one a part of the index; the main process
+joins these. Until then the processes wait for files, not for each other: collectives time out after
+minutes, and a large set takes hours.
+"""
+
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from tqdm import tqdm
+
+from hn.data.decoding import survey
+from hn.data.encoding import Encoder, Job
+from hn.data.images import examples_of, named
+from hn.data.index import Index
+from hn.data.shards import Shards, told
+from hn.data.store import Store, write_table
+from hn.data.workers import ALONE, Workers
+from hn.errors import DataError, DistributedError
+
+PER_SHARD = 256  # pictures; a killed run encodes at most so many of each process again
+POLLED = 0.2  # seconds
+TOLERANCE = 0.02  # fp16 and another device's arithmetic differ by less; another picture by 1
+STALLED = 7200  # seconds without a new part, after which other processes are taken for lost
+
+
+class Cache:
+    """A folder of encoded pictures: `store` has the tensors, an index file says what they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store(folder / "tensors")
+
+    def index_path(self, split: str) -> Path:
+        """Where the index of training or of held-out pictures lies."""
+        return self.folder / "pictures" / f"{split}.arrow"
+
+
+def cache_pictures(
+    dataset: Dataset, encoder: Encoder, cache: Cache, split: str, workers: Workers = ALONE
+) -> Index:
+    """Encode what the cache lacks, with a progress bar, and return the index of all pictures.
+
+    Raises `DataError` listing pictures that cannot be used (all others are in the cache then),
+    `NumericsError` naming one whose latents are not finite, `DistributedError` if another process
+    does nothing any more.
+    """
+    folder = cache.folder / "pictures"
+    parts = folder / workers.agree(f".{split}-{time.time_ns():x}")
+    starts = list(range(0, len(dataset), PER_SHARD))
+    earlier = _earlier(cache.index_path(split))
+    with tqdm(
+        total=sum(min(PER_SHARD, len(dataset) - start) for start in starts[:: workers.count]),
+        desc="caching pictures",
+        unit="picture",
+        leave=False,
+    ) as bar:
+        shards = Shards(dataset, encoder, cache.store, earlier, bar)
+        for start in starts[workers.rank :: workers.count]:
+            table = shards.make(range(start, min(start + PER_SHARD, len(dataset))))
+            write_table(parts / f"{start:09d}.arrow", table)
+    shards.check()
+    joined = parts / "index.arrow"
+    if workers.rank == 0:
+        tables = [_await(parts / f"{start:09d}.arrow", parts) for start in starts]
+        about = {"settings": encoder.settings, "autoencoder": encoder.autoencoder}
+        Index.write(joined, tables, {**about, "variants": encoder.variants})
+        _say(tables, len(dataset), cache.store)
+    _await(joined, parts)
+    index = Index.open(joined)  # stays mapped under its next name
+    workers.wait()
+    if workers.rank == 0:
+        joined.replace(cache.index_path(split))
+        shutil.rmtree(parts)
+    cache.store.refresh()
+    return index
+
+
+def _earlier(path: Path) -> Index | None:
+    """The index that is there already, to say what has changed since."""
+    with suppress(DataError):
+        return Index.open(path)
+    return None
+
+
+def _await(path: Path, parts: Path) -> pa.Table:
+    """A file of another process, once it is there. Raises `DistributedError` if none comes."""
+    while not path.exists():
+        # the folder's time is that of the latest part
+        if time.time() - parts.stat().st_mtime > STALLED:
+            raise DistributedError(
+                f"no process has written to {parts} for {STALLED // 60} minutes: one may have "
+                "ended. Start again; what was encoded is kept."
+            )
+        time.sleep(POLLED)
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def _say(tables: list[pa.Table], count: int, store: Store) -> None:
+    """How many pictures were in the cache, and why the others were not."""
+    parts = [*map(told, tables)]
+    absent: dict[str, list[str]] = {}
+    for part in parts:
+        for reason, names in part.encoded.items():
+            absent.setdefault(reason, []).extend(names)
+    found = count - sum(map(len, absent.values()))
+    print(f"latents: {found} of {count} pictures were in the cache")
+    for reason, names in absent.items():
+        print(f"encoded, {reason}: {named(names)}")
+    if store.damaged:
+        print(f"damaged, and encoded anew where needed: {named(store.damaged)}")
+    even = [name for part in parts for name in part.even]
+    if even:
+        print(f"weighted evenly, since their alpha is constant or missing: {named(even)}")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a second encoding of some pictures came to."""
+
+    pictures: int
+    entries: int
+    worst: float  # largest difference, in units of the latents' standard deviation
+    name: str  # of the picture with it
+
+    def __str__(self) -> str:
+        return (
+            f"verified {self.pictures} pictures, {self.entries} entries: they differ by at most "
+            f"{self.worst:.1e} standard deviations ({self.name or 'none'})"
+        )
+
+    @property
+    def same(self) -> bool:
+        """Whether the cache holds what would be encoded now, but for another device's rounding."""
+        return self.worst <= TOLERANCE
+
+
+def verify(dataset: Dataset, encoder: Encoder, index: Index, store: Store, count: int) -> Verified:
+    """Encode `count` of the pictures again, evenly chosen, and compare."""
+    rows = np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int).tolist()
+    examples = examples_of(dataset.select(rows))
+    worst, name, entries = 0.0, "", 0
+    for row, example in tqdm(zip(rows, examples, strict=True), "verifying", len(rows), leave=False):
+        again = Job(example, encoder.variants_of(survey(example)))
+        moments = {key: it for done in encoder.encode([again]) for key, it in done.moments.items()}
+        for key, kept in zip(index.keys(row), store.read(index.keys(row)), strict=True):
+            mean = kept[0].float()
+            difference = (mean - moments[key][0].float()).abs().max() / mean.std()
+            entries += 1
+            if not difference <= worst:
+                worst, name = float(difference), example.name
+    return Verified(len(rows), entries, worst, name)

@@ -1,0 +1,72 @@
+"""Text contexts by prompt: each is encoded once, and kept in memory and in the cache."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+from tqdm import tqdm
+
+from hn.data.store import Store, key_of
+from hn.data.workers import ALONE, Workers
+from hn.diffusion.base_model import BaseModel
+from hn.diffusion.text_encoder import stack_contexts
+
+ENCODED_AT_ONCE = 8  # prompts, always: what is computed for one must not depend on those beside it
+PER_SHARD = 256
+KEPT = 4096  # contexts: 1 GB of one chunk for SD 1; more only come up where tags are shuffled
+
+
+class Contexts:
+    """The contexts of a base model's text encoder; `store` keeps those of `cache`d prompts."""
+
+    def __init__(self, base: BaseModel, store: Store | None = None) -> None:
+        self._base = base
+        self._store = store
+        self._known: dict[str, Tensor] = {}
+
+    def cache(self, prompts: Iterable[str], workers: Workers = ALONE) -> int:
+        """Encode those that the store lacks into it; return how many those were."""
+        assert self._store is not None
+        prompts = list(dict.fromkeys(prompts))
+        absent = [prompts[place] for place in self._store.missing([*map(self.key, prompts)])]
+        workers.wait()  # all have looked before one writes
+        starts = range(0, len(absent), PER_SHARD)[workers.rank :: workers.count]
+        for start in tqdm(starts, "encoding prompts", unit="shard", leave=False):
+            shard = absent[start : start + PER_SHARD]
+            self._store.write("context", [*map(self.key, shard)], self._encode(shard))
+        workers.wait()
+        self._store.refresh()
+        return len(absent)
+
+    def encode(self, prompts: Iterable[str]) -> None:
+        """Take into memory those that are not there yet."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        if self._store is not None and new:
+            keys = [*map(self.key, new)]
+            absent = self._store.missing(keys)
+            stored = [place for place in range(len(new)) if place not in absent]
+            contexts = self._store.read([keys[place] for place in stored])
+            self._known |= zip([new[place] for place in stored], contexts, strict=True)
+            new = [new[place] for place in absent]
+        self._known |= zip(new, self._encode(new), strict=True)
+
+    def stack(self, prompts: list[str]) -> Tensor:
+        """Contexts (B, T, D) of the prompts, on the CPU; beyond `KEPT` the oldest are forgotten."""
+        self.encode(prompts)
+        contexts = stack_contexts([self._known[prompt] for prompt in prompts])
+        for oldest in list(self._known)[: max(0, len(self._known) - KEPT)]:
+            del self._known[oldest]
+        return contexts
+
+    def key(self, prompt: str) -> bytes:
+        """The key of a prompt's context in the store."""
+        return key_of("context", json.dumps(self._base.text_identity), prompt)
+
+    def _encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        contexts: list[Tensor] = []
+        for start in range(0, len(prompts), ENCODED_AT_ONCE):
+            chunk = list(prompts[start : start + ENCODED_AT_ONCE])
+            padding = chunk[-1:] * (ENCODED_AT_ONCE - len(chunk))
+            encoded = self._base.encode_prompts(chunk + padding)[: len(chunk)]
+            contexts += [context.cpu() for context in encoded]
+        return contexts

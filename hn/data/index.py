@@ -1,0 +1,154 @@
+"""The pictures of a cache, one row each: what is written about them, and the keys of their latents.
+
+    <cache>/tensors/*.arrow         what was encoded (`hn.data.store`)
+    <cache>/pictures/train.arrow    the index; validation.arrow for held-out pictures
+
+An index and a store are all that training reads, so a cache can be moved or published without the
+pictures. The settings that shaped it stand in the schema's metadata, under `hn`, as JSON. The file
+is mapped: what is not looked at is not in memory.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hn.data.store import KEY_BYTES, Store, write_table
+from hn.errors import DataError
+
+FORMAT = 1
+ROWS_AT_ONCE = 10_000
+_ABOUT = b"hn"
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("captions", pa.list_(pa.string())),  # at least one
+        ("source", pa.string()),  # of the captions
+        ("content", pa.binary(32)),  # SHA-256 of the picture's file
+        ("mask", pa.binary(32)),  # and of its mask's, if it has one
+        ("width", pa.int32()),  # of the picture, upright
+        ("height", pa.int32()),
+        ("size", pa.list_(pa.int32(), 2)),  # width and height of what is trained on
+        ("keys", pa.list_(pa.binary(KEY_BYTES))),  # of the moments (2, C, h, w) of each variant
+        ("weights", pa.binary(KEY_BYTES)),  # of the loss weights (crops, 1, h, w); null: all ones
+        ("repeats", pa.int32()),
+        ("loss_weight", pa.float32()),
+        ("regularization", pa.bool_()),
+    ]
+)
+_IDENTITY = ("name", "captions", "content", "mask", "repeats", "loss_weight", "regularization")
+
+
+@dataclass(frozen=True)
+class About:
+    """What holds for all pictures of an index.
+
+    `settings`: those that shape latents, by name, as JSON values. `digest`: of what the pictures
+    are, whatever was made of them. `variants`: of each picture, crops and their mirror images.
+    """
+
+    settings: dict[str, Any]
+    autoencoder: str
+    digest: str
+    variants: int
+
+
+class Index:
+    """The rows of an index file."""
+
+    def __init__(self, table: pa.Table, about: About) -> None:
+        self.table = table
+        self.about = about
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Map an index file. Raises `DataError` for anything else."""
+        try:
+            table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+            found = json.loads((table.schema.metadata or {})[_ABOUT])
+            if found.pop("format") != FORMAT or not table.schema.equals(SCHEMA):
+                raise ValueError("it was written by another version")
+            return cls(table.combine_chunks(), About(**found))
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{path} is no index of cached pictures ({error}). Make it with "
+                "tools/cache_latents.py."
+            ) from error
+
+    @classmethod
+    def write(cls, path: Path, parts: Iterable[pa.Table], about: dict[str, Any]) -> None:
+        """Join parts of an index to one file, whole or not at all. Raises `StorageError`."""
+        table = pa.concat_tables(parts).combine_chunks()
+        about = {"format": FORMAT, "digest": _digest(table), **about}
+        write_table(path, table.replace_schema_metadata({_ABOUT: json.dumps(about)}))
+
+    @property
+    def captions(self) -> "Captions":
+        """The captions of each picture."""
+        return Captions(self.table.column("captions"))
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int32]:
+        """Width and height (N, 2) of what is trained on."""
+        flat = self.table.column("size").combine_chunks().flatten()
+        return flat.to_numpy().reshape(-1, 2)
+
+    def numbers(self, column: str) -> NDArray[Any]:
+        """A column of numbers (N,)."""
+        return self.table.column(column).to_numpy()
+
+    def keys(self, picture: int) -> list[bytes]:
+        """The keys of a picture's variants: the crops, then their mirror images."""
+        return self.table.column("keys")[picture].as_py()
+
+    def weights(self, picture: int) -> bytes | None:
+        """The key of a picture's loss weights; None where they are all ones."""
+        return self.table.column("weights")[picture].as_py()
+
+    def check(self, store: Store, autoencoder: str) -> None:
+        """Raises `DataError` if the store lacks entries, or if another autoencoder made them."""
+        if self.about.autoencoder != autoencoder:
+            raise DataError(
+                f"the latents in {store.folder} are not those of this base model's autoencoder: "
+                "make a cache with the base model that is trained on"
+            )
+        for batch in self.table.to_batches(max_chunksize=ROWS_AT_ONCE):
+            keys = batch["keys"].flatten().to_pylist() + batch["weights"].drop_null().to_pylist()
+            missing = len(store.missing(keys))
+            if missing:
+                raise DataError(
+                    f"{store.folder} lacks {missing} of {len(keys)} entries that its index names: "
+                    "copy it again, or run tools/cache_latents.py again, which makes them anew"
+                )
+
+
+class Captions(Sequence[list[str]]):
+    """The captions of each picture, read from Arrow when they are asked for."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, picture: Any) -> Any:
+        return self._column[picture].as_py()
+
+
+def _digest(table: pa.Table) -> str:
+    """A hash of what the pictures are: the same for the same rows, however they are chunked."""
+    digest = hashlib.sha256()
+    for row in table.select(_IDENTITY).to_batches(max_chunksize=ROWS_AT_ONCE):
+        for values in row.to_pylist():
+            digest.update(repr(tuple(values.values())).encode())
+    return digest.hexdigest()

@@ -1,0 +1,66 @@
+"""What training reads of the pictures of a cache, at every step from the disk's page cache."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hn import rng
+from hn.data.index import Index
+from hn.data.store import Store
+
+
+class Latents:
+    """Latents and loss weights of the pictures of an index.
+
+    `sampling`: "deterministic" takes the mean of a variant's moments, "once" one sample for the
+    whole run, "random" a sample of each step and slot.
+    """
+
+    def __init__(self, index: Index, store: Store, sampling: str, seed: int) -> None:
+        self.index = index
+        self._store = store
+        self._sampling = sampling
+        self._seed = seed
+        self._loss_weights = index.numbers("loss_weight")
+        masked = index.table.column("weights").null_count < len(index)
+        self._weighted = masked or bool((self._loss_weights != 1).any())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def variants(self) -> int:
+        """How many variants of each picture there are: crops, then their mirror images."""
+        return self.index.about.variants
+
+    def moments(self, picture: int, variant: int = 0) -> Tensor:
+        """Mean and standard deviation (2, C, h, w), float32."""
+        return self._store.read([self.index.keys(picture)[variant]])[0].float()
+
+    def sample(self, picture: int, variant: int, step: int, slot: int) -> Tensor:
+        """Latents (C, h, w) for a slot of a step."""
+        mean, std = self.moments(picture, variant)
+        if self._sampling == "deterministic":
+            return mean
+        position = (
+            (picture, variant) if self._sampling == "once" else (picture, variant, step, slot)
+        )
+        noise = torch.randn(mean.shape, generator=rng.generator(self._seed, "latent", *position))
+        return mean + std * noise
+
+    def weights(self, pictures: Sequence[int], variants: Sequence[int]) -> Tensor | None:
+        """How much each place of these variants counts (B, 1, h, w); None: all the same."""
+        if not self._weighted:
+            return None
+        return torch.stack(list(map(self._weights, pictures, variants)))
+
+    def _weights(self, picture: int, variant: int) -> Tensor:
+        """Loss weights (1, h, w): of each place, times that of the picture's folder."""
+        own, key = float(self._loss_weights[picture]), self.index.weights(picture)
+        if key is None:
+            _, _, height, width = self.moments(picture, variant).shape
+            return torch.full((1, height, width), own)
+        crops = self._store.read([key])[0]  # (crops, 1, h, w)
+        weights = crops[variant % len(crops)]
+        return own * (weights.flip(-1) if variant >= len(crops) else weights)

@@ -1,0 +1,94 @@
+"""Which pictures make up which micro-batch: a pure function of the seed and the batch's number.
+
+All pictures of a micro-batch have one size, so each size (bucket) is a stream of its own: endless,
+in a new order each time round, cut into batches across the rounds. An epoch is one round of all
+pictures; a bucket gets as many batches in it as its share asks for, carried over exactly, in a
+random order. So at any time the pictures of a bucket were seen equally often but for one, and
+at an epoch's end no bucket is ahead or behind by more than half a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hn import rng
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The pictures of one size (width, height); one that is repeated stands here repeatedly."""
+
+    size: tuple[int, int]
+    pictures: NDArray[np.int32]
+
+
+class Order:
+    """Draws micro-batches of `batch_size` pictures."""
+
+    def __init__(self, buckets: Sequence[Bucket], batch_size: int, seed: int) -> None:
+        self._buckets = buckets
+        self._batch_size = batch_size
+        self._seed = seed
+        self._counts = np.array([len(bucket.pictures) for bucket in buckets])
+        self._plan: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._rounds: dict[int, tuple[int, NDArray[np.int64]]] = {}  # the latest of each bucket
+
+    @classmethod
+    def of(
+        cls, sizes: NDArray[np.int32], repeats: NDArray[np.int32], batch_size: int, seed: int
+    ) -> "Order":
+        """The order of pictures (N,) with these sizes (N, 2) and repeats (N,)."""
+        distinct, which = np.unique(sizes, axis=0, return_inverse=True)
+        which = which.reshape(-1)
+        rows = np.argsort(which, kind="stable").astype(np.int32)
+        parts = np.split(rows, np.cumsum(np.bincount(which))[:-1])
+        buckets = [
+            Bucket((int(width), int(height)), np.repeat(part, repeats[part]))
+            for (width, height), part in zip(distinct, parts, strict=True)
+        ]
+        return cls(buckets, batch_size, seed)
+
+    def batch(self, number: int) -> list[int]:
+        """The pictures of a micro-batch, counted from 0 over all processes and steps."""
+        epoch = self._epoch_of(number)
+        before = self._batches_until(epoch)
+        plan = self._plan_of(epoch)
+        place = number - int(before.sum())
+        bucket = int(plan[place])
+        earlier = int((plan[:place] == bucket).sum())
+        start = (int(before[bucket]) + earlier) * self._batch_size
+        return [self._picture(bucket, start + slot) for slot in range(self._batch_size)]
+
+    def _batches_until(self, epoch: int) -> NDArray[np.int64]:
+        """How many batches of each bucket come before an epoch: its share, rounded."""
+        return (2 * epoch * self._counts + self._batch_size) // (2 * self._batch_size)
+
+    def _epoch_of(self, number: int) -> int:
+        """The epoch in which a batch lies: the last one that begins at it or before."""
+        entries = int(self._counts.sum())
+        epoch = number * self._batch_size // entries
+        while int(self._batches_until(epoch).sum()) > number:
+            epoch -= 1
+        while int(self._batches_until(epoch + 1).sum()) <= number:
+            epoch += 1
+        return epoch
+
+    def _plan_of(self, epoch: int) -> NDArray[np.int64]:
+        """The bucket of each batch of an epoch; the latest plan is kept."""
+        if self._plan[0] != epoch:
+            counts = self._batches_until(epoch + 1) - self._batches_until(epoch)
+            buckets = np.repeat(np.arange(len(counts)), counts)
+            draw = rng.numpy_random(self._seed, "buckets", epoch)
+            self._plan = (epoch, draw.permutation(buckets))
+        return self._plan[1]
+
+    def _picture(self, bucket: int, position: int) -> int:
+        """The picture at a position of a bucket's stream; the latest round's order is kept."""
+        size, pictures = self._buckets[bucket].size, self._buckets[bucket].pictures
+        turn, place = divmod(position, len(pictures))
+        if self._rounds.get(bucket, (-1,))[0] != turn:
+            draw = rng.numpy_random(self._seed, "order", turn, *size)
+            self._rounds[bucket] = (turn, draw.permutation(len(pictures)))
+        return int(pictures[self._rounds[bucket][1][place]])

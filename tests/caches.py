@@ -1,0 +1,96 @@
+"""Caches for tests: of real pictures through the real path, and of given tensors."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from hn.config import DataConfig
+from hn.data.caching import Cache, cache_pictures
+from hn.data.encoding import Encoder
+from hn.data.framing import Framing
+from hn.data.index import SCHEMA, Index
+from hn.data.latents import Latents
+from hn.data.store import Store, key_of
+from hn.data.workers import ALONE, Workers
+from hn.diffusion.base_model import BaseModel
+
+
+def encode(
+    folder: Path,
+    dataset: Dataset,
+    base: BaseModel,
+    config: DataConfig,
+    seed: int = 0,
+    workers: Workers = ALONE,
+) -> Latents:
+    """The pictures of a data set through the cache in `folder`."""
+    cache = Cache(folder)
+    encoder = Encoder(base, config, Framing(config.size, config.resize_mode), seed)
+    index = cache_pictures(dataset, encoder, cache, "train", workers)
+    return Latents(index, cache.store, config.latent_sampling, seed)
+
+
+def make(
+    folder: Path,
+    moments: Tensor,
+    sampling: str = "deterministic",
+    seed: int = 0,
+    weights: Tensor | None = None,
+    **columns: list[Any],
+) -> Latents:
+    """Latents of given moments (N, V, 2, C, h, w) and weights (N, crops, 1, h, w).
+
+    `columns` replace those of the index, such as sizes and repeats.
+    """
+    store = Store(folder / "tensors")
+    keys = [
+        [key_of(f"{row} {variant}") for variant in range(moments.shape[1])]
+        for row in range(len(moments))
+    ]
+    store.write("moments", [key for row in keys for key in row], list(moments.flatten(0, 1)))
+    weight_keys = [None if weights is None else key_of(f"{row}") for row in range(len(moments))]
+    if weights is not None:
+        store.write("weights", weight_keys, list(weights))
+    rows = range(len(moments))
+    values: dict[str, list[Any]] = {
+        "name": [f"{row}.png" for row in rows],
+        "captions": [[f"picture {row}"] for row in rows],
+        "source": ["text file" for _ in rows],
+        "content": [bytes([row % 256]) * 32 for row in rows],
+        "mask": [None for _ in rows],
+        "width": [16 for _ in rows],
+        "height": [16 for _ in rows],
+        "size": [[16, 16] for _ in rows],
+        "keys": keys,
+        "weights": weight_keys,
+        "repeats": [1 for _ in rows],
+        "loss_weight": [1.0 for _ in rows],
+        "regularization": [False for _ in rows],
+    }
+    path = folder / "pictures" / "train.arrow"
+    about = {"settings": {}, "autoencoder": "none", "variants": moments.shape[1]}
+    Index.write(path, [pa.table(values | columns, SCHEMA)], about)
+    return Latents(Index.open(path), store, sampling, seed)
+
+
+def means(latents: Latents) -> Tensor:
+    """The means (N, V, C, h, w) of all variants, where all have one size."""
+    return torch.stack(
+        [
+            torch.stack([latents.moments(row, variant)[0] for variant in range(latents.variants)])
+            for row in range(len(latents))
+        ]
+    )
+
+
+def all_weights(latents: Latents) -> Tensor | None:
+    """The loss weights (N, V, 1, h, w) of all variants."""
+    rows = [
+        latents.weights([row] * latents.variants, range(latents.variants))
+        for row in range(len(latents))
+    ]
+    return None if rows[0] is None else torch.stack(rows)
