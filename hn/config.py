@@ -90,8 +90,20 @@ class DataConfig:
     """Folder of pictures not trained on, for the held-out loss against the base model."""
     resolution: tuple[int, ...] = (512,)
     """Size of the training pictures in pixels: one number for squares, or width and height."""
-    resize_mode: Literal["crop", "stretch"] = "crop"
-    """Fill the size and cut off the rest, or stretch to it as the web UI does."""
+    resize_mode: Literal["bucket", "crop", "pad", "stretch"] = "crop"
+    """How a picture becomes one of this size. crop: fill it, cut off the rest. pad: fit all of it
+    in; the rest repeats the edge and is not learnt from. stretch: as the web UI does. bucket: fill
+    the size of about the same area whose proportions are nearest to the picture's."""
+    bucket_step: int | None = None
+    """The sides of buckets are multiples of it; not given: what the model halves so often, 64 for
+    Stable Diffusion."""
+    max_aspect_ratio: float = 4.0
+    """The longest proportions of a bucket; what is longer is cropped to them."""
+    no_upscale: bool = False
+    """A picture smaller than its bucket is not enlarged, but cut to multiples of bucket_step."""
+    native_size: bool = False
+    """No picture is resized at all, whatever the resolution; it is cut to multiples of bucket_step.
+    """
     random_crop: bool = False
     """Cut at random places instead of the centre."""
     crops_per_image: int = 4

@@ -21,7 +21,12 @@ def check(config: Config) -> None:
 
 def data_faults(data: DataConfig) -> list[str]:
     """What cannot work in how a folder of pictures is to be read, one line each."""
-    return [*_size_faults(data), *_word_faults(data), *_tag_faults(data)]
+    return [
+        *_size_faults(data),
+        *_bucket_faults(data),
+        *_word_faults(data),
+        *_tag_faults(data),
+    ]
 
 
 def _range_faults(config: Config) -> list[str]:
@@ -85,6 +90,21 @@ def _size_faults(data: DataConfig) -> list[str]:
     ]
 
 
+def _bucket_faults(data: DataConfig) -> list[str]:
+    names = ("bucket_step", "max_aspect_ratio", "no_upscale", "native_size")
+    given = [name for name in names if getattr(data, name) != getattr(DataConfig(), name)]
+    if given and data.resize_mode != "bucket":
+        return [f"{', '.join(given)}: for resize_mode bucket; found {data.resize_mode}"]
+    faults, step = [], data.bucket_step
+    if step is not None and (step < 8 or step % 8):
+        faults.append(f"bucket_step must be a multiple of 8, 64 is usual; found {step}")
+    if not (data.max_aspect_ratio >= 1 and math.isfinite(data.max_aspect_ratio)):
+        faults.append(f"max_aspect_ratio must be at least 1; found {data.max_aspect_ratio}")
+    if data.no_upscale and data.native_size:
+        faults.append("native_size resizes nothing, so no_upscale is part of it: give one of them")
+    return faults
+
+
 def _word_faults(data: DataConfig) -> list[str]:
     setting = f"filename_word_regex '{data.filename_word_regex}'"
     try:
@@ -126,10 +146,10 @@ def _combination_faults(config: Config) -> list[str]:
         faults.append(
             f"give one of {', '.join(settings)}; found {' and '.join(sources) or 'none of them'}"
         )
-    if config.data.random_crop and config.data.resize_mode == "stretch":
+    if config.data.random_crop and config.data.resize_mode in ("pad", "stretch"):
         faults.append(
-            "random_crop is for resize_mode crop, since stretching leaves nothing to cut off: give "
-            "one of the two"
+            f"random_crop is for resize_mode crop or bucket, since {config.data.resize_mode} "
+            "leaves nothing to cut off: give one of the two"
         )
     if config.data.cached_data_dir is not None and config.data.validation_data_dir is not None:
         faults.append(

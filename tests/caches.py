@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hn.config import DataConfig
+from hn.data.buckets import step_of
 from hn.data.caching import Cache, cache_pictures
 from hn.data.encoding import Encoder
 from hn.data.framing import Framing
@@ -29,7 +30,7 @@ def encode(
 ) -> Latents:
     """The pictures of a data set through the cache in `folder`."""
     cache = Cache(folder)
-    encoder = Encoder(base, config, Framing(config.size, config.resize_mode), seed)
+    encoder = Encoder(base, config, Framing.of(config, step_of(base.name)), seed)
     index = cache_pictures(dataset, encoder, cache, "train", workers)
     return Latents(index, cache.store, config.latent_sampling, seed)
 

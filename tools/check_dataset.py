@@ -40,9 +40,17 @@ def check(args: argparse.Namespace) -> None:
 
     from hn.checkup import checkup, sheet, wording
     from hn.checkup.captions import Ruler
+    from hn.data.buckets import USUAL_STEP, step_of
 
     shown = args.max_pictures if args.output else 0
-    report, thumbnails = checkup.check_up(data, Ruler(args.tokenizer), top=args.top, shown=shown)
+    report, thumbnails = checkup.check_up(
+        data,
+        Ruler(args.tokenizer),
+        top=args.top,
+        shown=shown,
+        step=step_of(str(args.tokenizer)) if args.tokenizer else USUAL_STEP,
+        batch_size=args.train_batch_size,
+    )
     print(json.dumps(report.as_dict(), indent=1) if args.json else wording.as_text(report))
     if args.output and thumbnails:
         sheet.write(args.output, report, thumbnails)

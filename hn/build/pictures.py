@@ -10,6 +10,7 @@ from datasets import Dataset
 from hn import rng
 from hn.config import Config
 from hn.data.batches import Batch, Batches, Layout
+from hn.data.buckets import step_of
 from hn.data.caching import Cache, cache_pictures
 from hn.data.captions import load_template
 from hn.data.contexts import Contexts
@@ -82,7 +83,7 @@ def build_encoder(config: Config, base: BaseModel, split: str = "train") -> Enco
     data = config.data
     if split == "validation":
         data = replace(data, random_crop=False, random_flip=False)
-    return Encoder(base, data, Framing(data.size, data.resize_mode), config.training.seed)
+    return Encoder(base, data, Framing.of(data, step_of(base.name)), config.training.seed)
 
 
 def build_workers(accelerator: Accelerator) -> Workers:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from hn.checkup.measures import Measures, measure
 from hn.checkup.report import Checked, Report
 from hn.checkup.sheet import thumbnail
 from hn.config import DataConfig
+from hn.data.buckets import USUAL_STEP
 from hn.data.decoding import Example, decode
 from hn.data.framing import Framing
 from hn.data.images import Folder, scan_folder
@@ -33,13 +35,20 @@ class Look:
 
 
 def check_up(
-    data: DataConfig, ruler: Ruler, *, top: int, shown: int = 0
+    data: DataConfig,
+    ruler: Ruler,
+    *,
+    top: int,
+    shown: int = 0,
+    step: int = USUAL_STEP,
+    batch_size: int = 1,
 ) -> tuple[Report, Thumbnails]:
     """Go through the folder `data.train_data_dir`; keep thumbnails of `shown` pictures.
 
     What is wrong with the folder is in the report, not raised; of its tags, the `top` most frequent
-    are.
+    are. `step` is the model's, for buckets. Raises `OptionError` if there is no bucket.
     """
+    framing = Framing.of(data, step)
     found, refusal = _scan(data)
     captions = caption_statistics(found, ruler, top)
     names = [path.name for path in found.pictures]
@@ -48,7 +57,7 @@ def check_up(
     faults: dict[str, str] = {}
     for path in tqdm(found.pictures, desc="checking pictures", unit="picture", leave=False):
         try:
-            looks[path.name] = _look(path, data, path.name in thumbnails)
+            looks[path.name] = _look(path, framing, path.name in thumbnails)
             thumbnails |= {path.name: looks[path.name].thumbnail} if path.name in thumbnails else {}
         except DataError as error:
             faults[path.name] = str(error)
@@ -61,21 +70,32 @@ def check_up(
     }
     report = Report(
         folder=str(data.train_data_dir),
-        settings={
-            "resolution": list(data.size),
-            "resize_mode": data.resize_mode,
-            "missing_caption": data.missing_caption,
-        },
+        settings=_settings(data, framing, batch_size),
         faults=[*refusal, *found.faults, *faults.values()],
         pictures=[
             _checked(name, found, looks.get(name), faults.get(name), flagged) for name in names
         ],
         same=same,
         alike=alike,
+        framing=framing,
         captions=captions,
         unused=found.unused,
     )
     return report, thumbnails
+
+
+def _settings(data: DataConfig, framing: Framing, batch_size: int) -> dict[str, Any]:
+    """What the answer depends on."""
+    return {
+        "resolution": list(data.size),
+        "resize_mode": data.resize_mode,
+        "bucket_step": framing.step if data.resize_mode == "bucket" else None,
+        "max_aspect_ratio": data.max_aspect_ratio,
+        "no_upscale": data.no_upscale,
+        "native_size": data.native_size,
+        "train_batch_size": batch_size,
+        "missing_caption": data.missing_caption,
+    }
 
 
 def evenly(names: list[str], count: int) -> list[str]:
@@ -101,11 +121,11 @@ def _scan(data: DataConfig) -> tuple[Folder, list[str]]:
     return found, []
 
 
-def _look(path: Path, data: DataConfig, shown: bool) -> Look:
+def _look(path: Path, framing: Framing, shown: bool) -> Look:
     """Decode a picture, and keep what is to be known of it. Raises `DataError`."""
     decoded = decode(Example(path.name, {"path": str(path)}, ""))
     rgb = decoded.rgb
-    seen = Framing(data.size, data.resize_mode).frame(rgb.size)
+    seen = framing.frame(rgb.size)
     return Look(
         measure(path.name, decoded, rgb, seen),
         likeness.fingerprint(rgb),

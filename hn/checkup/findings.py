@@ -82,6 +82,13 @@ FINDINGS = (
         shown="{0.cropped:.0%}",
     ),
     Finding(
+        flag="padded",
+        about="more than half of what is seen is padding",
+        measure="padded",
+        above=0.5,
+        shown="{0.padded:.0%}",
+    ),
+    Finding(
         flag="distorted",
         about="stretched more than 1.5 times as much along one side as along the other",
         measure="distortion",

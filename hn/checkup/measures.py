@@ -8,7 +8,7 @@ from PIL import Image, ImageStat
 
 from hn.checkup.likeness import reduced
 from hn.data.decoding import Decoded
-from hn.data.framing import Frame
+from hn.data.framing import Frame, cut_out
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 TILES = 4  # in each direction, of which the sharpest counts
@@ -27,9 +27,11 @@ class Measures:
     animated: bool
     turned: bool
     misnamed: bool  # ending of another format
+    bucket: tuple[int, int]  # width and height that it is trained at
     elongation: float  # long side / short side
     enlargement: float  # of the side that is resized most; above 1 it is enlarged
     cropped: float  # share of the picture that the frame cuts off, 0..1
+    padded: float  # share of what is seen that is padding, 0..1
     distortion: float  # how much more one side is resized than the other, 1 and up
     sharpness: float  # of the sharpest channel of what the frame shows
     contrast: float  # of what the frame shows: standard deviation of the liveliest channel, 0..128
@@ -40,7 +42,8 @@ class Measures:
 def measure(name: str, decoded: Decoded, rgb: Image.Image, frame: Frame) -> Measures:
     """Measure a picture, given `rgb` as it is trained on and the frame that will be seen of it."""
     (width, height), (across, down) = rgb.size, frame.resized
-    seen = rgb.resize(frame.size, frame.resample, frame.box_in(rgb.size))
+    left, top, right, bottom = frame.visible
+    shown, seen = (right - left) * (bottom - top), cut_out(rgb, frame)
     small = np.asarray(reduced(rgb))
     scales = across / width, down / height
     phone = decoded.kind == "MPO"  # a JPEG, whose second picture is no second frame
@@ -54,9 +57,11 @@ def measure(name: str, decoded: Decoded, rgb: Image.Image, frame: Frame) -> Meas
         animated=decoded.frames > 1 and not phone,
         turned=decoded.turned,
         misnamed=KINDS[Path(name).suffix.lower()] != ("JPEG" if phone else decoded.kind),
+        bucket=frame.size,
         elongation=max(rgb.size) / min(rgb.size),
         enlargement=max(scales),
-        cropped=1 - frame.size[0] * frame.size[1] / (across * down),
+        cropped=1 - shown / (across * down),
+        padded=1 - shown / (frame.size[0] * frame.size[1]),
         distortion=max(scales) / min(scales),
         sharpness=max(map(sharpness, seen.split())),
         contrast=max(ImageStat.Stat(seen).stddev),

@@ -7,6 +7,8 @@ from typing import Any
 from hn.checkup.captions import CaptionStatistics
 from hn.checkup.findings import FINDINGS, Finding
 from hn.checkup.measures import Measures
+from hn.data.bucket_table import counted
+from hn.data.framing import Fit, Framing
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Report:
     pictures: list[Checked]
     same: list[list[str]]  # groups of pictures, by name
     alike: list[list[str]]
+    framing: Framing
     captions: CaptionStatistics
     unused: list[str]
 
@@ -42,6 +45,11 @@ class Report:
     def measured(self) -> list[tuple[str, Measures]]:
         """Name and measures of every picture that can be read."""
         return [(each.name, each.measures) for each in self.pictures if each.measures is not None]
+
+    @property
+    def fit(self) -> Fit:
+        """How the pictures that can be read are fitted, in the order of `measured`."""
+        return self.framing.fit([(each.width, each.height) for _, each in self.measured])
 
     def flagged(self, finding: Finding) -> list[Checked]:
         """The pictures with a finding; if it has a measure, the worst first."""
@@ -61,6 +69,9 @@ class Report:
             "settings": self.settings,
             "formats": self.counted("kind"),
             "modes": self.counted("mode"),
+            "buckets": [
+                {"size": list(size), "pictures": count} for size, count in counted(self.fit)
+            ],
             "findings": {
                 finding.flag: {
                     "about": finding.about,

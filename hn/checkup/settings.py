@@ -16,6 +16,10 @@ MOST_SHOWN = 1000
 _OF_DATA = (
     "resolution",
     "resize_mode",
+    "bucket_step",
+    "max_aspect_ratio",
+    "no_upscale",
+    "native_size",
     "missing_caption",
     "filename_word_regex",
     "filename_join_string",
@@ -29,12 +33,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, help="also draw a contact sheet, a .png outside the folder")
     add("--overwrite", action="store_true", help="replace the sheet if it is there")
     add("--max_pictures", type=int, default=120, help="on the sheet, evenly chosen (default 120)")
-    add("--tokenizer", type=Path, help="a model's folder, to count tokens instead of words")
+    add("--tokenizer", type=Path, help="a model's folder, to count tokens and for its step")
     add("--top", type=int, default=20, help="how many of the most frequent tags (default 20)")
     add("--json", action="store_true", help="for programs: everything, as one object")
     add("--resolution", type=int, nargs="+", default=default.resolution, metavar="SIDE")
     for name in ("resize_mode", "missing_caption"):
         add(f"--{name}", choices=get_args(hints[name]), default=getattr(default, name))
+    add("--bucket_step", type=int, help="default: that of the model --tokenizer names, or 64")
+    add("--max_aspect_ratio", type=float, default=default.max_aspect_ratio)
+    for name in ("no_upscale", "native_size"):
+        add(f"--{name}", action="store_true")
+    add("--train_batch_size", type=int, default=1, help="mark buckets of fewer pictures")
     for name in ("filename_word_regex", "filename_join_string"):
         add(f"--{name}", default=getattr(default, name))
 
@@ -47,6 +56,8 @@ def data_of(args: argparse.Namespace) -> DataConfig:
     faults = data_faults(data)
     if not 1 <= args.max_pictures <= MOST_SHOWN:
         faults.append(f"max_pictures must be from 1 to {MOST_SHOWN}; found {args.max_pictures}")
+    if args.train_batch_size < 1:
+        faults.append(f"train_batch_size must be at least 1; found {args.train_batch_size}")
     if args.top < 0:
         faults.append(f"top must not be negative; found {args.top}")
     if args.output is not None:

@@ -1,7 +1,6 @@
 """The report for people: counts first, then names, the worst first."""
 
 from collections.abc import Sequence
-from statistics import fmean
 from textwrap import wrap
 from typing import Any
 
@@ -9,6 +8,7 @@ from hn.checkup.captions import CaptionStatistics
 from hn.checkup.findings import ALIKE, FINDINGS, SAME, UNUSABLE, Finding
 from hn.checkup.measures import Measures
 from hn.checkup.report import Report
+from hn.data.bucket_table import bucket_table
 from hn.data.images import NAMED, SHOWN_FAULTS, named
 
 _WIDTH = 18  # of the first column
@@ -79,21 +79,31 @@ def _entries(report: Report, finding: Finding) -> list[str]:
 
 
 def _on_frames(report: Report) -> list[str]:
-    """What the frame leaves of the pictures: the table of those of which it leaves the least."""
+    """What the frames leave of the pictures: the table of those of which they leave the least."""
     across, down = report.settings["resolution"]
-    measured = sorted(report.measured, key=lambda pair: (-pair[1].cropped, -pair[1].distortion))
-    shares = [measures.cropped for _, measures in measured]
+    table = bucket_table(
+        [name for name, _ in report.measured],
+        [(measures.width, measures.height) for _, measures in report.measured],
+        report.framing,
+        report.settings["train_batch_size"],
+    )
+    measured = sorted(
+        report.measured, key=lambda pair: (-pair[1].cropped, -pair[1].padded, -pair[1].distortion)
+    )
+    columns = ("trained at", "scale", "cut off", "padded", "distorted", "picture")
     lines = [
-        _line("size", f"{across} x {down}, {report.settings['resize_mode']}"),
-        _line("cut off", f"{fmean(shares):.1%} on average, {max(shares):.1%} at most"),
-        f"  {'scale':>7} {'cut off':>8} {'distorted':>10}  picture",
+        _line("resolution", f"{across} x {down}, {report.settings['resize_mode']}"),
+        *(f"  {line}" for line in table.splitlines()),
+        "  {:>12} {:>7} {:>8} {:>7} {:>10}  {}".format(*columns),
     ]
     return [*lines, *(_row(*pair) for pair in measured[:NAMED]), *_more(measured, NAMED, "  ")]
 
 
 def _row(name: str, measures: Measures) -> str:
+    size = f"{measures.bucket[0]} x {measures.bucket[1]}"
     return (
-        f"  {measures.enlargement:>7.3f} {measures.cropped:>8.1%} {measures.distortion:>10.2f}  "
+        f"  {size:>12} {measures.enlargement:>7.3f} {measures.cropped:>8.1%} "
+        f"{measures.padded:>7.1%} {measures.distortion:>10.2f}  "
         f"{name!r} ({measures.width} x {measures.height})"
     )
 

@@ -17,7 +17,15 @@ from hn import rng
 from hn.config import DataConfig
 from hn.data.ahead import ahead
 from hn.data.decoding import Example, Survey, open_picture, open_with_alpha
-from hn.data.framing import CENTRE, Frame, Framing, loss_weights, to_levels, to_tensor
+from hn.data.framing import (
+    CENTRE,
+    Frame,
+    Framing,
+    loss_weights,
+    picture_shares,
+    to_levels,
+    to_tensor,
+)
 from hn.data.store import DTYPES, key_of
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, NumericsError
@@ -27,6 +35,10 @@ FORMAT = 2  # of what is in the cache: another one is encoded anew
 SHAPING = (
     "resolution",
     "resize_mode",
+    "bucket_step",
+    "max_aspect_ratio",
+    "no_upscale",
+    "native_size",
     "random_crop",
     "crops_per_image",
     "random_flip",
@@ -93,7 +105,7 @@ class Encoder:
     @property
     def weighs(self) -> bool:
         """Whether places may count differently."""
-        return self._config.use_alpha_weights
+        return self._config.use_alpha_weights or self._config.resize_mode == "pad"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -140,27 +152,33 @@ class Encoder:
         """The key of a picture's loss weights; None where all places count the same anyway."""
         if not self.weighs:
             return None
-        frames = [_described(frame) for frame in self._frames(found)]
-        described = {"format": FORMAT, "frames": frames, "downscaling": self._base.downscaling}
+        described = {
+            "format": FORMAT,
+            "frames": [_described(frame) for frame in self._frames(found)],
+            "downscaling": self._base.downscaling,
+            "alpha": self._config.use_alpha_weights,
+        }
         return key_of("loss weights", json.dumps(described), found.content)
 
     def weights(self, example: Example, found: Survey) -> Tensor | DataError:
-        """Loss weights (crops, 1, h, w) from a picture's alpha channel, or what is wrong with it:
-        all that is seen of it is transparent.
+        """Loss weights (crops, 1, h, w) from what is padding and from a picture's alpha channel, or
+        what is wrong with it: all that is seen of it is transparent.
         """
+        frames = self._frames(found)
+        shares = torch.stack([picture_shares(frame, self._cells(frame)) for frame in frames])
+        if not self._config.use_alpha_weights:
+            return loss_weights(torch.ones_like(shares), shares)
         try:
             _, alpha = open_with_alpha(example)
         except DataError as error:
             return error
-        levels = torch.stack(
-            [to_levels(alpha, frame, self._cells(frame)) for frame in self._frames(found)]
-        )
-        if not levels.any():
+        levels = torch.stack([to_levels(alpha, frame, self._cells(frame)) for frame in frames])
+        if not levels[shares > 0].any():
             return DataError(
                 f"{example.name}: all that the crop shows is transparent, with use_alpha_weights. "
-                "Crop it yourself, set resize_mode to stretch, or remove it"
+                "Crop it yourself, set resize_mode to pad or stretch, or remove it"
             )
-        return loss_weights(levels)
+        return loss_weights(levels, shares)
 
     def _cells(self, frame: Frame) -> tuple[int, int]:
         """Height and width of a frame's latents."""

@@ -79,6 +79,14 @@ def test_settings_that_cannot_be_end_with_2(tmp_path):
         "resolution must be": ["--resolution", "100"],
         "max_pictures must be from 1": ["--max_pictures", "0"],
         "top must not be negative": ["--top", "-1"],
+        "train_batch_size must be at least 1": ["--train_batch_size", "0"],
+        "no_upscale: for resize_mode bucket; found crop": ["--no_upscale"],
+        "resolution 32 x 32 holds no bucket of 64": [
+            "--resize_mode",
+            "bucket",
+            "--resolution",
+            "32",
+        ],
         "must end with .png": ["-o", tmp_path / "sheet.jpg"],
         "would be trained on": ["-o", folder / "sheet.png"],
         "is there already": ["-o", tmp_path / "old.png"],
@@ -114,7 +122,17 @@ SHAPE = {
     "folder": "str",
     "usable": "bool",
     "faults": ["str"],
-    "settings": {"resolution": ["int"], "resize_mode": "str", "missing_caption": "str"},
+    "settings": {
+        "resolution": ["int"],
+        "resize_mode": "str",
+        "bucket_step": "NoneType",
+        "max_aspect_ratio": "float",
+        "no_upscale": "bool",
+        "native_size": "bool",
+        "train_batch_size": "int",
+        "missing_caption": "str",
+    },
+    "buckets": [{"size": ["int"], "pictures": "int"}],
     "formats": {"PNG": "int"},
     "modes": {"RGB": "int"},
     "findings": {
@@ -129,6 +147,7 @@ SHAPE = {
             "transparent",
             "elongated",
             "cropped",
+            "padded",
             "distorted",
             "no caption",
             "empty caption",
@@ -173,9 +192,11 @@ SHAPE = {
                 "animated": "bool",
                 "turned": "bool",
                 "misnamed": "bool",
+                "bucket": ["int"],
                 "elongation": "float",
                 "enlargement": "float",
                 "cropped": "float",
+                "padded": "float",
                 "distortion": "float",
                 "sharpness": "float",
                 "contrast": "float",
@@ -293,11 +314,13 @@ def test_the_table_of_crops_shows_what_loses_most(tmp_path):
     lines = as_text(checked(folder)).splitlines()
     start = next(number for number, line in enumerate(lines) if line.endswith("picture"))
     rows = [line.split() for line in lines[start + 1 : start + 4]]
-    assert [row[:2] + row[3:4] for row in rows] == [
-        ["0.667", "68.0%", "'b.png'"],
-        ["0.667", "24.7%", "'c.png'"],
-        ["0.667", "0.0%", "'a.png'"],
+    assert [" ".join(row[:7]) for row in rows] == [
+        "64 x 64 0.667 68.0% 0.0% 1.00",
+        "64 x 64 0.667 24.7% 0.0% 1.00",
+        "64 x 64 0.667 0.0% 0.0% 1.00",
     ]
+    assert [row[7] for row in rows] == ["'b.png'", "'c.png'", "'a.png'"]
+    assert "  cut off: 30.9% on average, 68.0% at most ('b.png', 300 x 96)" in lines
 
 
 def test_help_comes_without_torch():

@@ -65,7 +65,7 @@ def test_a_picture_has_a_finding_or_does_not(flag, tmp_path):
 
 def test_every_measured_finding_has_a_case():
     measured = {finding.flag for finding in FINDINGS if finding.measure}
-    assert measured == {*CASES, "distorted"}  # which has a test of its own
+    assert measured == {*CASES, "distorted", "padded"}  # which have tests of their own
 
 
 def test_a_good_picture_has_no_finding(tmp_path):
@@ -87,6 +87,15 @@ def test_stretching_distorts_and_cuts_nothing_off(tmp_path):
     cropped = checked(folder, resize_mode="crop")
     assert flags(cropped) == {"a.png": [], "b.png": []}
     assert dict(cropped.measured)["a.png"].cropped == pytest.approx(1 - 96 / 160, abs=0.01)
+
+
+def test_padding_keeps_all_and_counts_what_is_added(tmp_path):
+    folder = write(tmp_path / "set", a__png=drawing(1, (200, 96)), b__png=drawing(2, (190, 96)))
+    report = checked(folder, resize_mode="pad")
+    assert flags(report) == {"a.png": ["padded"], "b.png": []}
+    measures = dict(report.measured)["a.png"]  # 200 x 96 -> 64 x 31
+    assert (measures.cropped, measures.padded) == (0, pytest.approx(1 - 31 / 64))
+    assert measures.enlargement == pytest.approx(31 / 96)
 
 
 def test_scale_and_share_cut_off_of_a_frame_that_is_not_square(tmp_path):

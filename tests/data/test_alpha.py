@@ -10,12 +10,12 @@ from PIL import Image
 
 from hn.config import DataConfig
 from hn.data.decoding import Example, open_picture, open_with_alpha
-from hn.data.framing import Framing, loss_weights, to_levels, to_tensor
+from hn.data.framing import loss_weights, picture_shares, to_levels, to_tensor
 from hn.data.images import check_pictures, read_folder
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError
 from tests import caches, tiny
-from tests.data.test_framing import GOLDEN, golden_example, levels
+from tests.data.test_framing import GOLDEN, frame, golden_example, levels
 
 WEIGHTED = [key.removesuffix("|weight") for key in GOLDEN if key.endswith("|weight")]
 STRETCHED = [key for key in WEIGHTED if "varsize=0" in key]
@@ -45,7 +45,12 @@ def opened(picture: Image.Image, **settings) -> tuple[Image.Image, Image.Image]:
 
 
 def weights_of(alpha, seen, shape) -> torch.Tensor:
-    return loss_weights(to_levels(alpha, seen, shape)[None])[0]
+    return weights_of_all(alpha, [seen], shape)[0]
+
+
+def weights_of_all(alpha, frames, shape) -> torch.Tensor:
+    levels = torch.stack([to_levels(alpha, seen, shape) for seen in frames])
+    return loss_weights(levels, torch.stack([picture_shares(seen, shape) for seen in frames]))
 
 
 @pytest.mark.parametrize("key", WEIGHTED)
@@ -71,14 +76,14 @@ def test_the_colours_are_those_beneath_the_alpha_as_in_the_web_ui(key):
 def test_a_constant_alpha_gives_ones(level):
     """There it gives 0/0."""
     alpha = Image.new("L", (32, 32), level)
-    assert weights_of(alpha, Framing((16, 16)).frame(alpha.size), (8, 8)).unique().tolist() == [1.0]
+    assert weights_of(alpha, frame(alpha, (16, 16)), (8, 8)).unique().tolist() == [1.0]
 
 
 @pytest.mark.parametrize(("size", "shape"), [((64, 32), (4, 8)), ((16, 64), (8, 2))])
 def test_the_weights_of_an_oblong_picture_stand_upright(size, shape):
     """There height and width are taken for each other."""
     alpha = rising(size)
-    found = weights_of(alpha, Framing(size).frame(alpha.size), shape)[0]
+    found = weights_of(alpha, frame(alpha, size), shape)[0]
     assert found.shape == shape
     assert torch.equal(found, found[:1].expand(shape))
     assert (found[0].diff() > 0).all()
@@ -101,8 +106,8 @@ def test_the_weights_lie_where_the_crop_lies(place, size):
 def test_a_crop_of_the_hidden_part_is_not_learnt_from():
     alpha = Image.new("L", (32, 16))
     alpha.paste(255, (24, 0, 32, 16))
-    frames = [Framing((16, 16)).frame(alpha.size, (across, 0.5)) for across in (0.0, 1.0)]
-    found = loss_weights(torch.stack([to_levels(alpha, seen, (2, 2)) for seen in frames]))
+    frames = [frame(alpha, (16, 16), (across, 0.5)) for across in (0.0, 1.0)]
+    found = weights_of_all(alpha, frames, (2, 2))
     assert found[0].max() == 0
     assert found.mean().item() == pytest.approx(1)
 
@@ -114,7 +119,7 @@ def test_the_transparent_colour_of_a_palette_counts():
     picture.putpixel((1, 0), 1)
     rgb, alpha = opened(picture, transparency=1)
     assert rgb.getpixel((1, 0)) == GREEN
-    assert weights_of(alpha, Framing((2, 1)).frame(alpha.size), (1, 2)).flatten().tolist() == [
+    assert weights_of(alpha, frame(alpha, (2, 1)), (1, 2)).flatten().tolist() == [
         2.0,
         0.0,
     ]
@@ -166,7 +171,7 @@ def test_without_the_setting_there_are_no_weights_and_white_shows(base, tmp_path
     latents = encode(base, folder, use_alpha_weights=False)
     assert latents.weights([0], [0]) is None
     white = open_picture(Example("0.png", dataset[0]["image"], ""))
-    expected = base.encode_images(to_tensor(white, Framing((16, 16)).frame(white.size))[None]).mean
+    expected = base.encode_images(to_tensor(white, frame(white, (16, 16)))[None]).mean
     torch.testing.assert_close(caches.means(latents)[0], expected)
     assert not torch.allclose(caches.means(encode(base, folder))[0], expected)
 
@@ -193,7 +198,7 @@ def right_edge(size) -> Image.Image:
 def test_a_crop_that_shows_nothing_opaque_is_refused_by_name(base, tmp_path):
     folder = tiny.make_pictures(tmp_path / "set", 2, size=(60, 16), alpha=right_edge)
     with pytest.raises(
-        DataError, match=r"(?s)2 pictures .*0\.png: .*resize_mode to stretch.*1\.png"
+        DataError, match=r"(?s)2 pictures .*0\.png: .*resize_mode to pad or stretch.*1\.png"
     ):
         encode(base, folder)
     assert caches.all_weights(encode(base, folder, resize_mode="stretch")).max() > 1

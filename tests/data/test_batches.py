@@ -250,7 +250,7 @@ def test_crops_and_flips_are_variants(base, encode, settings, variants):
     assert means.shape == (6, variants, 4, 8, 8)
     assert latents.variants == variants
     if not settings.get("random_crop"):
-        pixels = to_tensor(first, Framing((16, 16)).frame(first.size))
+        pixels = to_tensor(first, Framing(size=(16, 16)).frame(first.size))
         for variant, picture in enumerate([pixels, pixels.flip(-1)][:variants]):
             expected = base.encode_images(picture[None]).mean[0]
             torch.testing.assert_close(means[0, variant], expected)

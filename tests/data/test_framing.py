@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from hn.data.decoding import Example, open_picture
-from hn.data.framing import frame, to_tensor
+from hn.data.framing import CENTRE, Frame, Framing, to_tensor
 from tests import golden
 
 GOLDEN = golden.read_tensors("images/images.safetensors")
@@ -33,6 +33,10 @@ def halves(size=(8, 4)) -> Image.Image:
     picture = Image.new("RGB", size, "blue")
     picture.paste("red", (0, 0, size[0] // 2, size[1]))
     return picture
+
+
+def frame(picture, size, place=CENTRE, resize_mode="crop") -> Frame:
+    return Framing(size=size, resize_mode=resize_mode).frame(picture.size, place)
 
 
 def cut(picture, size, *place) -> torch.Tensor:
