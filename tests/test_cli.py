@@ -14,6 +14,7 @@ from hn.limits import check
 from tests import runs
 
 NEEDED = ["--pretrained_model_name_or_path", "someone/model", "--train_data_dir", "pictures"]
+BUCKET = ["--resize_mode", "bucket"]
 
 
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
@@ -92,6 +93,17 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
         (["--resolution", "512", "8"], "or two (width and height); found 512 8"),
         (["--resolution", "64", "64", "64"], "or two (width and height); found 64 64 64"),
         (["--random_crop", "--resize_mode", "stretch"], "random_crop is for resize_mode crop"),
+        (["--random_crop", "--resize_mode", "pad"], "since pad leaves nothing to cut off"),
+        (["--no_upscale"], "no_upscale: for resize_mode bucket; found crop"),
+        (
+            ["--bucket_step", "8", "--native_size", "--resize_mode", "pad"],
+            "bucket_step, native_size: for resize_mode bucket; found pad",
+        ),
+        ([*BUCKET, "--bucket_step", "12"], "bucket_step must be a multiple of 8, 64 is usual"),
+        ([*BUCKET, "--bucket_step", "0"], "bucket_step must be a multiple of 8, 64 is usual"),
+        ([*BUCKET, "--max_aspect_ratio", "0.5"], "max_aspect_ratio must be at least 1; found 0.5"),
+        ([*BUCKET, "--max_aspect_ratio", "inf"], "max_aspect_ratio must be at least 1; found inf"),
+        ([*BUCKET, "--no_upscale", "--native_size"], "give one of them"),
         (["--filename_word_regex", "[a"], "filename_word_regex '[a' is not a regular expression"),
         (["--filename_word_regex", "(a)(b)"], "'(a)(b)' has 2 groups, so it is not one word"),
         (["--filename_word_regex", "a"], "is for missing_caption filename; found error"),

@@ -218,7 +218,7 @@ def test_previews_disturb_nothing(model, pictures, tmp_path):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-@pytest.mark.parametrize("resize_mode", ["crop", "stretch"])
+@pytest.mark.parametrize("resize_mode", ["crop", "pad", "stretch"])
 def test_a_wide_training_size_is_that_of_latents_and_previews(
     model, pictures, tmp_path, resize_mode
 ):

@@ -1,13 +1,13 @@
 """Which pictures are trained at which size, and what is lost of them: as text and as a table."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
-from tqdm import tqdm
+from pyarrow.compute import call_function
+from pyarrow.csv import write_csv
 
 from hn.data.framing import Fit, Framing
 from hn.data.images import named
@@ -55,21 +55,17 @@ def bucket_table(
 def write_pictures(path: Path, names: Sequence[str], pictures: ArrayLike, framing: Framing) -> None:
     """Write a CSV of `COLUMNS`, one row for each picture. Raises `StorageError`."""
     fit = framing.fit(pictures)
-    rows = zip(
-        names,
-        fit.pictures.tolist(),
-        fit.sizes.tolist(),
-        *(values.round(6).tolist() for values in (fit.scale, fit.cropped, fit.padded)),
-        strict=True,
-    )
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    bar = tqdm(rows, desc=path.name, total=len(names), unit="picture", leave=False)
-    for name, own, (width, height), *shares in bar:
-        writer.writerow([name, *own, f"{width}x{height}", *shares])
-    # A name that is not UTF-8 is escaped as in messages.
-    write_bytes(path, text.getvalue().encode(errors="backslashreplace"))
+    sides = [pa.array(side).cast(pa.string()) for side in fit.sizes.T]
+    columns = [
+        # A name that is not UTF-8 is escaped as in messages.
+        [name.encode(errors="backslashreplace").decode() for name in names],
+        *fit.pictures.T,
+        call_function("binary_join_element_wise", [*sides, pa.scalar("x")]),
+        *(values.round(6) for values in (fit.scale, fit.cropped, fit.padded)),
+    ]
+    sink = pa.BufferOutputStream()
+    write_csv(pa.table(dict(zip(COLUMNS, columns, strict=True))), sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def _size_lines(fit: Fit, batch_size: int) -> list[str]:

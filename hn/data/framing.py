@@ -187,9 +187,10 @@ def _as_pairs(sizes: Sizes) -> list[tuple[int, int]]:
 def cut_out(picture: Image.Image, frame: Frame) -> Image.Image:
     """What the frame shows of a picture, in its mode; padding repeats the pixels of the edge.
 
-    Where most of a resized picture would be thrown away, only the part that is seen is made: the
-    same up to the rounding of Pillow's two passes. A picture of 1 x 40,000 pixels would become one
-    of 10 gigapixels.
+    Where more than three quarters of a resized picture would be thrown away, only what is seen is
+    made: one of 1 x 40,000 pixels would become 10 gigapixels. In soft pictures the difference was
+    at most 2 of 255 levels, in noise up to 44, where Pillow does its two passes in the other order
+    and clips between them.
     """
     left, top, right, bottom = frame.visible
     size = right - left, bottom - top

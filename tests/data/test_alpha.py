@@ -103,6 +103,34 @@ def test_the_weights_lie_where_the_crop_lies(place, size):
     assert (found - torch.from_numpy(twice).float()).abs().max() <= 4  # of 255
 
 
+@pytest.mark.parametrize("alpha", [Image.new("L", (40, 20), 200), rising((40, 20))])
+def test_padding_is_not_learnt_from_whatever_the_alpha_says(alpha):
+    """40 x 20 in 32 x 32 is 32 x 16: of 4 rows of latents the first and the last are padding."""
+    found = weights_of(alpha, frame(alpha, (32, 32), resize_mode="pad"), (4, 4))[0]
+    assert found[[0, 3]].unique().tolist() == [0]
+    assert found.mean().item() == pytest.approx(1)
+    assert torch.equal(found[1], found[2])
+    steps = found[1].diff()
+    assert (steps > 0).all() if alpha.getextrema() == (0, 255) else not steps.any()
+
+
+def test_a_place_that_is_partly_padding_counts_for_its_part():
+    """40 x 30 in 32 x 32 is 32 x 24: the outer rows are half padding."""
+    alpha = Image.new("L", (40, 30), 255)
+    found = weights_of(alpha, frame(alpha, (32, 32), resize_mode="pad"), (4, 4))[0]
+    expected = torch.tensor([0.5, 1, 1, 0.5])[:, None].expand(4, 4) / 0.75
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_lowest_alpha_is_sought_in_the_picture():
+    """And not in its padding: 128 at the left of a picture is nothing, as without padding."""
+    alpha = rising((40, 20)).point(lambda level: 128 + level // 2)
+    padded = weights_of(alpha, frame(alpha, (32, 32), resize_mode="pad"), (4, 4))[0]
+    alone = weights_of(alpha, frame(alpha, (32, 16)), (2, 4))[0]
+    assert padded[1, 0] == alone[0, 0] == 0
+    assert (padded[1:3] / 2 - alone).abs().max() < 0.05
+
+
 def test_a_crop_of_the_hidden_part_is_not_learnt_from():
     alpha = Image.new("L", (32, 16))
     alpha.paste(255, (24, 0, 32, 16))
@@ -163,6 +191,17 @@ def test_every_variant_has_the_weights_of_what_it_shows(base, tmp_path, crops, f
         assert torch.equal(found[:, crops:], found[:, :crops].flip(-1))
     drawn = latents.weights([1, 0, 1], [0, crops - 1, 0])
     assert torch.equal(drawn, found[[1, 0, 1], [0, crops - 1, 0]])
+
+
+def test_padding_is_weighted_without_the_setting(base, tmp_path):
+    """40 x 20 in 16 x 16 is 16 x 8."""
+    folder = tiny.make_pictures(tmp_path / "set", 2, size=(40, 20))
+    dataset = read_folder(folder, "error", setting="train_data_dir")
+    config = DataConfig(resolution=(16,), resize_mode="pad", random_flip=True)
+    found = encode_latents(dataset, base, config, seed=0).loss_weights
+    assert found.shape == (2, 2, 1, 8, 8)
+    rows = torch.tensor([0, 0, 2, 2, 2, 2, 0, 0]).float()
+    assert torch.equal(found, rows[:, None].expand(2, 2, 1, 8, 8))
 
 
 def test_without_the_setting_there_are_no_weights_and_white_shows(base, tmp_path):

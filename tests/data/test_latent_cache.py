@@ -84,6 +84,7 @@ def test_a_new_name_a_new_caption_and_a_picture_more_are_no_new_pictures(encode,
     [
         {"resolution": (24, 16)},
         {"resize_mode": "stretch"},
+        {"resize_mode": "pad"},
         {"random_flip": True},
         {"random_crop": True},
         {"random_crop": True, "seed": 1},
