@@ -66,10 +66,9 @@ def resolve(config: Config, accelerator: Accelerator, folder: Path) -> Config:
     Raises `DataError` for a cache that cannot be used, `OptionError` if settings contradict it.
     """
     config = _with_demo(config, accelerator, folder)
-    if config.data.cached_data_dir is not None:
-        return _with_cached_data(config)
     cache = config.data.latent_cache_dir or str(folder / "cache")
-    return replace(config, data=replace(config.data, latent_cache_dir=cache))
+    config = replace(config, data=replace(config.data, latent_cache_dir=cache))
+    return config if config.data.cached_data_dir is None else _with_cached_data(config)
 
 
 def _with_cached_data(config: Config) -> Config:

@@ -54,10 +54,10 @@ def build_datasets(config: Config, accelerator: Accelerator) -> Datasets:
 
 
 def build_cache(config: Config) -> Cache:
-    """The cache that the settings name."""
-    folder = config.data.cached_data_dir or config.data.latent_cache_dir
-    assert folder is not None  # `launch.resolve_cache` has put the run's own folder there
-    return Cache(Path(folder))
+    """What the settings name to write to, and to read from if it is another one."""
+    folder, source = config.data.latent_cache_dir, config.data.cached_data_dir
+    assert folder is not None  # `launch.resolve` has put the run's own folder there
+    return Cache(Path(folder), None if source is None else Path(source))
 
 
 def build_latents(

@@ -33,15 +33,20 @@ STALLED = 7200  # seconds without a new part, after which other processes are ta
 
 
 class Cache:
-    """A folder of encoded pictures: `store` has the tensors, an index file says what they are."""
+    """A folder of encoded pictures: `store` has the tensors, an index file says what they are.
 
-    def __init__(self, folder: Path) -> None:
+    Of a cache to train from, `source`, everything is read, but nothing is written into it.
+    """
+
+    def __init__(self, folder: Path, source: Path | None = None) -> None:
         self.folder = folder
-        self.store = Store(folder / "tensors")
+        self._source = source or folder
+        sources = [] if source is None else [source / "tensors"]
+        self.store = Store(folder / "tensors", *sources)
 
     def index_path(self, split: str) -> Path:
         """Where the index of training or of held-out pictures lies."""
-        return self.folder / "pictures" / f"{split}.arrow"
+        return self._source / "pictures" / f"{split}.arrow"
 
 
 def cache_pictures(
@@ -55,7 +60,8 @@ def cache_pictures(
     """
     folder = cache.folder / "pictures"
     parts = folder / workers.agree(f".{split}-{time.time_ns():x}")
-    starts = list(range(0, len(dataset), PER_SHARD))
+    parts.mkdir(parents=True, exist_ok=True)
+    starts, damaged = list(range(0, len(dataset), PER_SHARD)), cache.store.damaged
     earlier = _earlier(cache.index_path(split))
     with tqdm(
         total=sum(min(PER_SHARD, len(dataset) - start) for start in starts[:: workers.count]),
@@ -73,7 +79,7 @@ def cache_pictures(
         tables = [_await(parts / f"{start:09d}.arrow", parts) for start in starts]
         about = {"settings": encoder.settings, "autoencoder": encoder.autoencoder}
         Index.write(joined, tables, {**about, "variants": encoder.variants})
-        _say(tables, len(dataset), cache.store)
+        _say(tables, len(dataset), damaged)
     _await(joined, parts)
     index = Index.open(joined)  # stays mapped under its next name
     workers.wait()
@@ -104,7 +110,7 @@ def _await(path: Path, parts: Path) -> pa.Table:
     return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
 
 
-def _say(tables: list[pa.Table], count: int, store: Store) -> None:
+def _say(tables: list[pa.Table], count: int, damaged: list[str]) -> None:
     """How many pictures were in the cache, and why the others were not."""
     parts = [*map(told, tables)]
     absent: dict[str, list[str]] = {}
@@ -115,8 +121,8 @@ def _say(tables: list[pa.Table], count: int, store: Store) -> None:
     print(f"latents: {found} of {count} pictures were in the cache")
     for reason, names in absent.items():
         print(f"encoded, {reason}: {named(names)}")
-    if store.damaged:
-        print(f"damaged, and encoded anew where needed: {named(store.damaged)}")
+    if damaged:
+        print(f"damaged, and encoded anew where needed: {named(damaged)}")
     even = [name for part in parts for name in part.even]
     if even:
         print(f"weighted evenly, since their alpha is constant or missing: {named(even)}")

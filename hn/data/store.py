@@ -69,10 +69,14 @@ class Shard:
 
 
 class Store:
-    """Tensors by key, in the shards of a folder. A damaged shard counts as absent and is named."""
+    """Tensors by key, in the shards of a folder; those in `others` are read, too.
 
-    def __init__(self, folder: Path) -> None:
+    A damaged shard counts as absent and is named.
+    """
+
+    def __init__(self, folder: Path, *others: Path) -> None:
         self.folder = folder
+        self._others = others
         self.damaged: list[str] = []
         self._files: list[Path] = []
         self._names: set[str] = set()  # of the files
@@ -90,7 +94,8 @@ class Store:
     def refresh(self) -> None:
         """Take in shards that others have written meanwhile."""
         self.damaged = []
-        for path in sorted(self.folder.glob("*.arrow")) if self.folder.is_dir() else []:
+        folders = filter(Path.is_dir, (self.folder, *self._others))
+        for path in sorted(path for folder in folders for path in folder.glob("*.arrow")):
             if path.name in self._names:
                 continue
             try:
@@ -141,6 +146,7 @@ class Store:
     def _take(self, shard: Shard) -> None:
         self._names.add(shard.path.name)
         self._fresh.append(shard)
+        self.damaged = [name for name in self.damaged if name != shard.path.name]
 
     def _merge(self) -> None:
         """Sort in what is fresh."""

@@ -59,7 +59,7 @@ def test_the_weights_of_a_stretched_picture_are_the_web_uis(key):
     _, alpha = open_with_alpha(example)
     expected = GOLDEN[f"{key}|weight"]
     own_size = "varsize=1" in key
-    seen = Framing(alpha.size if own_size else size, "stretch").frame(alpha.size)
+    seen = frame(alpha, alpha.size if own_size else size, resize_mode="stretch")
     found = weights_of(alpha, seen, tuple(expected.shape[-2:]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -68,7 +68,7 @@ def test_the_weights_of_a_stretched_picture_are_the_web_uis(key):
 def test_the_colours_are_those_beneath_the_alpha_as_in_the_web_ui(key):
     example, size = golden_example(key)
     picture, _ = open_with_alpha(example)
-    seen = Framing(size, "stretch").frame(picture.size)
+    seen = frame(picture, size, resize_mode="stretch")
     assert torch.equal(levels(to_tensor(picture, seen)), GOLDEN[f"{key}|pixels"])
 
 
@@ -95,7 +95,7 @@ def test_the_weights_of_an_oblong_picture_stand_upright(size, shape):
 def test_the_weights_lie_where_the_crop_lies(place, size):
     """As if the alpha channel was resized, cropped, and resized again, up to rounding."""
     alpha = rising((100, 60))
-    seen = Framing(size).frame(alpha.size, place)
+    seen = frame(alpha, size, place)
     shape = size[1] // 8, size[0] // 8
     found = to_levels(alpha, seen, shape)[0]
     crop = alpha.resize(seen.resized, seen.resample).crop(seen.box)
@@ -198,7 +198,7 @@ def test_padding_is_weighted_without_the_setting(base, tmp_path):
     folder = tiny.make_pictures(tmp_path / "set", 2, size=(40, 20))
     dataset = read_folder(folder, "error", setting="train_data_dir")
     config = DataConfig(resolution=(16,), resize_mode="pad", random_flip=True)
-    found = encode_latents(dataset, base, config, seed=0).loss_weights
+    found = caches.all_weights(caches.encode(tmp_path / "cache", dataset, base, config))
     assert found.shape == (2, 2, 1, 8, 8)
     rows = torch.tensor([0, 0, 2, 2, 2, 2, 0, 0]).float()
     assert torch.equal(found, rows[:, None].expand(2, 2, 1, 8, 8))

@@ -48,7 +48,7 @@ def make_prompts(seed=0, **settings) -> Prompts:
 
 
 @pytest.fixture(scope="module")
-def make_batches(make_latents):
+def make_batches(base, make_latents):
     def make(seed=0, *, latents=None, **layout) -> Batches:
         layout = Layout(**{"batch_size": 2, "accumulation": 1, **layout})
         latents = latents or make_latents(seed=seed)

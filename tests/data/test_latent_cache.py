@@ -1,19 +1,29 @@
-"""Runs that share their encoded pictures: what is encoded again, and that nothing else changes."""
+"""Runs that share what they encode: what is encoded again, why, and that nothing else changes."""
 
+import os
+import re
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 import torch
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data.encoding import ALONE, Workers, encode_latents
+from hn.data import caching
+from hn.data.contexts import Contexts
 from hn.data.images import read_folder
+from hn.data.index import Index
+from hn.data.store import Store
+from hn.data.workers import Workers
 from hn.diffusion.base_model import BaseModel
-from tests import runs, tiny
+from hn.errors import DataError, NumericsError
+from tests import caches, runs, tiny
 
-SEED = 0
-NAMES = ("without", "first", "second")
+TOOL = [*runs.PYTHON[:1], str(runs.ROOT / "tools/cache_latents.py")]
+TORCHRUN = [*runs.TORCHRUN[:-1], TOOL[1]]
 
 
 @pytest.fixture(scope="module")
@@ -28,75 +38,103 @@ def folder(pictures, tmp_path):
 
 @pytest.fixture
 def encode(base, folder, tmp_path, capsys):
-    """Encode through the cache; returns the latents and how many pictures were found in it."""
+    """Encode through the cache; returns the latents, how many entries are new, and what is said."""
 
-    def encode_now(seed=SEED, **changes):
-        settings = {"resolution": (16,), "latent_cache_dir": str(tmp_path / "cache")} | changes
+    def encode_now(cache="cache", seed=0, **changes):
         dataset = read_folder(folder, "error", setting="train_data_dir")
+        before = len(Store(tmp_path / cache / "tensors"))
         capsys.readouterr()
-        latents = encode_latents(dataset, base, DataConfig(**settings), seed)
-        words = capsys.readouterr().out.split()
-        return latents, int(words[words.index("latents:") + 1]) if "latents:" in words else None
+        config = DataConfig(**{"resolution": (16,), **changes})
+        latents = caches.encode(tmp_path / cache, dataset, base, config, seed)
+        new = len(Store(tmp_path / cache / "tensors")) - before
+        return latents, new, capsys.readouterr().out
 
     return encode_now
 
 
-def same(first, second):
-    pairs = ((getattr(x.moments, part) for x in (first, second)) for part in ("mean", "std"))
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"random_flip": True}, {"random_crop": True}, {"latent_sampling": "random"}],
-    ids=str,
-)
-def test_the_cache_changes_nothing(encode, changes):
-    plain, nothing = encode(latent_cache_dir=None, **changes)
-    first, found = encode(**changes)
-    again, found_again = encode(**changes)
-    assert (nothing, found, found_again) == (None, 0, 6)
-    assert same(first, plain)
-    assert same(again, plain)
+def test_an_unchanged_set_encodes_nothing(encode):
+    first, new, said = encode()
+    assert new == 6
+    assert "latents: 0 of 6 pictures were in the cache\nencoded, not there yet: 6 (" in said
+    again, new, said = encode()
+    assert (new, said) == (0, "latents: 6 of 6 pictures were in the cache\n")
+    assert torch.equal(caches.means(first), caches.means(again))
+    assert first.index.about == again.index.about
 
 
 def test_editing_one_picture_encodes_one(encode, folder):
-    before, _ = encode()
+    before, *_ = encode()
     Image.open(folder / "2.png").rotate(180).save(folder / "2.png")
-    after, found = encode()
-    assert found == 5
-    changed = (before.moments.mean != after.moments.mean).flatten(1).any(1)
+    after, new, said = encode()
+    assert new == 1
+    assert "5 of 6" in said
+    assert "encoded, changed: 1 ('2.png')" in said
+    changed = (caches.means(before) != caches.means(after)).flatten(1).any(1)
     assert changed.tolist() == [False, False, True, False, False, False]
+    assert before.index.about.digest != after.index.about.digest
 
 
-def test_a_new_name_a_new_caption_and_a_picture_more_are_no_new_pictures(encode, folder):
+def test_turning_one_picture_by_its_exif_data_encodes_one(encode, folder):
     encode()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / "4.png").save(folder / "4.png", exif=exif)
+    latents, new, _ = encode()
+    assert new == 1
+    assert latents.index.table["width"][4].as_py() == 16
+    assert latents.index.table["height"][4].as_py() == 20
+
+
+def test_new_names_and_captions_encode_nothing_and_a_new_picture_one(encode, folder):
+    before, *_ = encode()
     (folder / "0.txt").write_text("another caption")
     for ending in ("png", "txt"):
         (folder / f"1.{ending}").rename(folder / f"9.{ending}")
     shutil.copy(folder / "3.png", folder / "3b.png")
     (folder / "3b.txt").write_text("a twin")
-    assert encode()[1] == 7
+    after, new, _ = encode()
+    assert new == 0
+    assert after.index.captions[0] == ["another caption"]
+    assert after.index.about.digest != before.index.about.digest
+    tiny.make_pictures(folder.parent / "more", 1, size=(24, 16))
+    shutil.copy(folder.parent / "more/0.png", folder / "5b.png")
+    (folder / "5b.txt").write_text("new")
+    _, new, said = encode()
+    assert new == 1
+    assert "encoded, new: 1 ('5b.png')" in said
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "new", "reason"),
     [
-        {"resolution": (24, 16)},
-        {"resize_mode": "stretch"},
-        {"resize_mode": "pad"},
-        {"random_flip": True},
-        {"random_crop": True},
-        {"random_crop": True, "seed": 1},
-        {"use_alpha_weights": True},
+        ({"resolution": (24, 16)}, 6, "another resolution"),
+        ({"resize_mode": "stretch"}, 6, "another resize_mode"),
+        ({"random_flip": True}, 6, "another random_flip"),
+        ({"random_crop": True}, 24, "another random_crop"),
+        ({"random_crop": True, "seed": 1}, 24, "another random_crop"),
+        ({"use_alpha_weights": True}, 12, "another use_alpha_weights"),
+        ({"latent_cache_dtype": "fp16"}, 6, "another latent_cache_dtype"),
     ],
     ids=str,
 )
-def test_another_framing_encodes_all(encode, changes):
+def test_another_framing_encodes_what_it_changes(encode, folder, changes, new, reason):
+    for path in folder.glob("*.png"):  # with more places for crops than are drawn
+        Image.open(path).resize((900, 16)).save(path)
     encode()
-    if "seed" in changes:
-        encode(random_crop=True)
-    assert encode(**changes)[1] == 0
+    _, found, said = encode(**changes)
+    assert found == new
+    assert f"encoded, {reason}: 6 (" in said
+
+
+def test_a_crop_more_and_a_picture_more_leave_the_other_crops(encode, folder):
+    crops = {"random_crop": True, "crops_per_image": 2}
+    for path in folder.glob("*.png"):
+        Image.open(path).resize((900, 16)).save(path)
+    assert encode(**crops)[1] == 12
+    assert encode(**crops | {"crops_per_image": 3})[1] == 6
+    for ending in ("png", "txt"):
+        (folder / f"0.{ending}").unlink()
+    assert encode(**crops)[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -104,13 +142,14 @@ def test_another_framing_encodes_all(encode, changes):
     [
         {"shuffle_tags": True, "tag_dropout": 0.5, "caption_dropout": 0.5, "template": "style"},
         {"latent_sampling": "random"},
+        {"vae_batch_size": 4},
         {"seed": 1},
     ],
     ids=str,
 )
-def test_what_is_drawn_while_training_is_not_in_the_key(encode, changes):
+def test_what_is_drawn_while_training_is_in_no_key(encode, changes):
     encode()
-    assert encode(**changes)[1] == 6
+    assert encode(**changes)[1] == 0
 
 
 def test_another_autoencoder_encodes_all(encode, base):
@@ -120,71 +159,240 @@ def test_another_autoencoder_encodes_all(encode, base):
     try:
         parameter.view(-1)[0] += 1e-3
         del base.vae_fingerprint
-        assert encode()[1] == 0
+        _, new, said = encode()
+        assert new == 6
+        assert "encoded, another autoencoder: 6" in said
     finally:
         parameter.copy_(before)
         del base.vae_fingerprint
-    assert encode()[1] == 6
+    assert encode()[1] == 0
 
 
-def test_a_killed_pass_repeated_leaves_the_same_files(base, tmp_path, monkeypatch):
-    """Killed in its third shard, it keeps two."""
-    monkeypatch.setattr("hn.data.encoding.PER_SHARD", 4)
+def test_what_was_lost_is_made_again(encode, tmp_path):
+    encode()
+    (shard,) = (tmp_path / "cache/tensors").iterdir()
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1000])
+    _, new, said = encode()
+    assert new == 6
+    assert "encoded, lost from the cache: 6" in said
+    assert f"damaged, and encoded anew where needed: 1 ('{shard.name}')" in said
+    assert shard.read_bytes() == content
+
+
+def test_the_cache_does_not_depend_on_where_the_model_lies(encode, base, model, tmp_path):
+    encode()
+    moved = BaseModel.load(str(shutil.copytree(model, tmp_path / "moved")))
+    assert moved.vae_fingerprint == base.vae_fingerprint
+    assert moved.text_identity == base.text_identity
+
+
+def test_pictures_that_cannot_be_used_are_all_named_and_the_others_kept(encode, folder, tmp_path):
+    (folder / "1.png").write_text("no picture")
+    (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:100])
+    with pytest.raises(DataError, match=r"(?s)2 pictures cannot be used.*1\.png.*4\.png"):
+        encode()
+    assert len(Store(tmp_path / "cache/tensors")) == 4
+
+
+def test_half_precision_that_overflows_is_named(encode, base, monkeypatch):
+    monkeypatch.setattr(base, "scaling_factor", 1e6)
+    with pytest.raises(NumericsError, match=r"0\.png: .* not finite numbers in fp16"):
+        encode(latent_cache_dtype="fp16")
+
+
+def test_prompts_are_encoded_once_for_all_runs(base, tmp_path):
+    store = Store(tmp_path)
+    assert Contexts(base, store).cache(["a star", "", "a star"]) == 2
+    assert Contexts(base, store).cache(["a star", "a heart"]) == 1
+    rows = []
+    hook = base.text_encoder.model.register_forward_hook(lambda *call: rows.append(1))
+    found = Contexts(base, Store(tmp_path)).stack(["a heart", ""])
+    hook.remove()
+    assert not rows
+    torch.testing.assert_close(found, torch.stack(base.encode_prompts(["a heart", ""])))
+
+
+def killed_at(base, monkeypatch, limit):
+    """Lets the autoencoder end the pass when it is called once too often."""
+    calls, encode_images = [], base.encode_images
+
+    def limited(pixels):
+        calls.append(1)
+        if len(calls) > limit:
+            raise KeyboardInterrupt
+        return encode_images(pixels)
+
+    monkeypatch.setattr(base, "encode_images", limited)
+    return calls
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def fourteen(tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "PER_SHARD", 4)
     folder = tiny.make_pictures(tmp_path / "set", 14)
-    dataset = read_folder(folder, "error", setting="train_data_dir")
+    return read_folder(folder, "error", setting="train_data_dir")
 
-    def run(cache, workers=ALONE, limit=99):
-        calls = []
-        encode_images = base.encode_images
 
-        def limited(pixels):
-            calls.append(1)
-            if len(calls) > limit:
-                raise KeyboardInterrupt
-            return encode_images(pixels)
+def test_a_killed_pass_repeated_leaves_the_same_files(base, fourteen, tmp_path, monkeypatch):
+    """Killed in its third shard, it keeps two."""
+    config = DataConfig(resolution=(16,))
+    caches.encode(tmp_path / "whole", fourteen, base, config)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(base, patch, 10)
+        caches.encode(tmp_path / "killed", fourteen, base, config)
+    assert len(Store(tmp_path / "killed/tensors")) == 8
+    with monkeypatch.context() as patch:
+        calls = killed_at(base, patch, 99)
+        caches.encode(tmp_path / "killed", fourteen, base, config)
+        assert len(calls) == 6
+    found = files(tmp_path / "killed")
+    left = [name for name in found if "/.train-" in name]
+    assert {name: found[name] for name in found if name not in left} == files(tmp_path / "whole")
 
-        monkeypatch.setattr(base, "encode_images", limited)
-        try:
-            config = DataConfig(resolution=(16,), latent_cache_dir=str(tmp_path / cache))
-            encode_latents(dataset, base, config, SEED, workers)
-        finally:
-            monkeypatch.setattr(base, "encode_images", encode_images)
-        return len(calls)
 
-    def files(cache):
-        return {path.name: path.read_bytes() for path in (tmp_path / cache).iterdir()}
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_make_the_cache_of_one(base, fourteen, tmp_path, count):
+    """Here they are threads with one barrier, so that they meet as processes do."""
+    config = DataConfig(resolution=(16,), random_flip=True)
+    caches.encode(tmp_path / "one", fourteen, base, config)
+    barrier, found = threading.Barrier(count), {}
 
-    assert run("whole") == 14
-    with pytest.raises(KeyboardInterrupt):
-        run("killed", limit=10)
-    assert len(files("killed")) == 2
-    assert run("killed") == 6
-    assert files("killed") == files("whole")
-    with pytest.raises(Exception, match="lacks 8 of 14"):  # the other one has not run yet
-        run("shared", Workers(2, 1))
-    assert run("shared", Workers(2, 0)) == 8
-    assert files("shared") == files("whole")
+    def run(rank):
+        workers = Workers(count, rank, lambda value: ".train-agreed", lambda: barrier.wait(60))
+        latents = caches.encode(tmp_path / "shared", fourteen, base, config, workers=workers)
+        found[rank] = caches.means(latents)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == count
+    assert all(torch.equal(found[0], means) for means in found.values())
+    assert files(tmp_path / "shared") == files(tmp_path / "one")
+
+
+def test_a_process_that_ended_is_not_waited_for_for_ever(base, fourteen, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "STALLED", 0.5)
+    config = DataConfig(resolution=(16,))
+    with pytest.raises(Exception, match="no process has written to"):
+        caches.encode(tmp_path / "cache", fourteen, base, config, workers=Workers(2, 0))
+
+
+def tool_flags(model, pictures, output, **changes):
+    changes = {"train_batch_size": None, "max_train_steps": None, **changes}
+    flags = runs.settings(model, pictures, output / "runs", **changes)
+    return ["-o", str(output / "cache"), *flags]
+
+
+def test_the_tool_survives_kills_at_any_moment(model, tmp_path):
+    """Four processes are killed after more and more time; the fifth is not."""
+    folder = tiny.make_pictures(tmp_path / "set", 600, size=(40, 32))
+    flags = tool_flags(model, folder, tmp_path, resolution=32)
+    whole = runs.run(TOOL, ["-o", str(tmp_path / "whole"), *flags[2:]])
+    assert whole.returncode == 0, whole.stderr
+    for seconds in (5, 6, 6.5, 7):
+        with runs.start(TOOL, flags) as process:
+            time.sleep(seconds)
+            os.killpg(process.pid, signal.SIGKILL)
+    result = runs.run(TOOL, flags)
+    assert result.returncode == 0, result.stderr
+    found = files(tmp_path / "cache")
+    kept = {name: content for name, content in found.items() if "/." not in name}
+    assert kept == files(tmp_path / "whole")
+
+
+def test_two_processes_of_the_tool_make_the_cache_of_one(model, pictures, tmp_path):
+    for name, launcher in (("one", TOOL), ("two", TORCHRUN)):
+        flags = tool_flags(model, pictures, tmp_path / name, validation_data_dir=pictures)
+        result = runs.run(launcher, [*flags, "--verify", "3"])
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("0 of 6 pictures were in the cache") == 1
+        assert "verified 3 pictures, 3 entries: they differ by at most 0.0e+00" in result.stdout
+    assert files(tmp_path / "one/cache") == files(tmp_path / "two/cache")
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_runs_with_and_without_the_cache_are_equal(model, pictures, tmp_path, capsys):
-    for name, cache in zip(NAMES, (None, "cache", "cache"), strict=True):
+def test_a_cache_is_all_that_training_needs(model, pictures, tmp_path):
+    """Moved, and without the pictures: the same weights."""
+    own = shutil.copytree(pictures, tmp_path / "own")
+    shaping = {"random_flip": True, "resolution": 24, "latent_cache_dtype": "fp16"}
+    flags = tool_flags(model, own, tmp_path, validation_data_dir=own, **shaping)
+    assert runs.run(TOOL, flags).returncode == 0
+    shared = {"latent_cache_dir": tmp_path / "cache", "validation_data_dir": own}
+    flags = runs.settings(model, own, tmp_path / "with", **shaping, **shared)
+    assert runs.train_here(flags) == 0
+    shutil.rmtree(own)
+    shutil.move(tmp_path / "cache", tmp_path / "moved")
+    source = {"resolution": None, "cached_data_dir": tmp_path / "moved"}
+    flags = runs.settings(model, None, tmp_path / "without", **source)
+    assert runs.train_here(flags) == 0
+    first, second = (tmp_path / name / "run" for name in ("with", "without"))
+    assert (first / "run.pt").read_bytes() == (second / "run.pt").read_bytes()
+    assert runs.metrics(first)[-1]["heldout_loss"] == runs.metrics(second)[-1]["heldout_loss"]
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_what_contradicts_a_cache_is_refused(model, pictures, tmp_path, capsys):
+    assert runs.run(TOOL, tool_flags(model, pictures, tmp_path)).returncode == 0
+    cache = {"cached_data_dir": tmp_path / "cache"}
+
+    def refused(code, **changes):
+        flags = runs.settings(model, None, tmp_path / "out", **cache | changes)
+        capsys.readouterr()
+        assert runs.train_here(flags) == code
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return capsys.readouterr().err
+
+    said = refused(2, resolution=32)
+    assert re.search(r"resolution is \(32\), but .*cache was made with \(16\): leave", said)
+    other = tiny.make_model(tmp_path / "other", seed=1)
+    said = refused(3, pretrained_model_name_or_path=other)
+    assert "not those of this base model's autoencoder" in said
+    (shard,) = (tmp_path / "cache/tensors").glob("moments-*")
+    shard.unlink()
+    assert "lacks 6 of 6 entries that its index names" in refused(3)
+    assert "is no index of cached pictures" in refused(3, cached_data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no arrow file"])
+def test_a_file_that_is_no_index_is_refused(tmp_path, content):
+    (tmp_path / "train.arrow").write_bytes(content)
+    with pytest.raises(DataError, match=r"train\.arrow is no index of cached pictures"):
+        Index.open(tmp_path / "train.arrow")
+
+
+def test_a_changed_entry_is_found_by_verifying(encode, base, folder, tmp_path):
+    latents, *_ = encode()
+    (shard,) = (tmp_path / "cache/tensors").iterdir()
+    content = bytearray(shard.read_bytes())
+    values = latents.moments(3)[0].numpy().tobytes()
+    place = content.index(values)
+    content[place : place + 4] = b"\0\0\0\x41"  # 8.0
+    shard.write_bytes(content)
+    flags = tool_flags(base.name, folder, tmp_path)
+    result = runs.run(TOOL, [*flags, "--verify", "6"])
+    assert result.returncode == 3
+    assert "holds something else for 3.png" in result.stderr
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_runs_that_share_a_cache_are_equal(model, pictures, tmp_path, capsys):
+    names = ("own", "first", "second")
+    for name in names:
+        shared = None if name == "own" else tmp_path / "cache"
         flags = runs.settings(
-            model,
-            pictures,
-            tmp_path / name,
-            latent_cache_dir=None if cache is None else tmp_path / cache,
-            latent_sampling="random",
+            model, pictures, tmp_path / name, latent_cache_dir=shared, latent_sampling="random"
         )
         assert runs.train_here(flags) == 0
-    assert "6 of 6 pictures are in the cache" in capsys.readouterr().out
-    written = {(tmp_path / name / "run/run.pt").read_bytes() for name in NAMES}
-    assert len(written) == 1
-
-
-def test_two_processes_share_the_work(model, pictures, tmp_path):
-    flags = runs.settings(model, pictures, tmp_path, latent_cache_dir=tmp_path / "cache")
-    result = runs.run(runs.TORCHRUN, flags)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("0 of 6 pictures are in the cache") == 1
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+    assert "6 of 6 pictures were in the cache" in capsys.readouterr().out
+    assert len({(tmp_path / name / "run/run.pt").read_bytes() for name in names}) == 1
