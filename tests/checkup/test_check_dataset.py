@@ -72,6 +72,33 @@ def test_a_folder_that_training_refuses_ends_with_3_and_a_whole_report(tmp_path)
     assert (tmp_path / "sheet.png").is_file()
 
 
+def test_buckets_have_the_step_of_the_model(tmp_path):
+    """16 for the demo's: its autoencoder halves twice, its UNet twice."""
+    folder = mixed(tmp_path / "set")
+    drawing(3, (160, 80)).save(folder / "wide.png")
+    (folder / "wide.txt").write_text("wide")
+    flags = [folder, "--resize_mode", "bucket", "--resolution", 64, "--tokenizer", demo.MODEL]
+    said = run(*flags, "--train_batch_size", 2).stdout
+    assert "  sizes: 2, of 4 pictures\n" in said
+    assert "  80 x 48         1  repeats pictures within a batch of 2\n" in said
+    assert "  cut off: 4.2% on average, 16.7% at most ('wide.png', 160 x 80)\n" in said
+    assert "       80 x 48   0.600    16.7%    0.0%       1.00  'wide.png' (160 x 80)\n" in said
+    report = json.loads(run(*flags, "--no_upscale", "--json").stdout)
+    assert report["settings"]["bucket_step"] == 16
+    assert report["buckets"] == [
+        {"size": [64, 64], "pictures": 2},
+        {"size": [32, 32], "pictures": 1},
+        {"size": [80, 48], "pictures": 1},
+    ]
+    assert [each["measures"]["bucket"] for each in report["pictures"]] == [
+        [64, 64],
+        [64, 64],
+        [32, 32],
+        [80, 48],
+    ]
+    assert "  88 x 40" in run(*flags, "--bucket_step", 8).stdout
+
+
 def test_settings_that_cannot_be_end_with_2(tmp_path):
     folder = mixed(tmp_path / "set")
     (tmp_path / "old.png").write_bytes(b"precious")

@@ -56,6 +56,20 @@ def test_the_frame_of_a_stretched_picture_is_its_border(tmp_path):
     assert picture.getpixel((GAP + 3, TITLE + 60)) == TEAL
 
 
+def test_the_frame_of_a_padded_picture_is_its_border(tmp_path):
+    padded, _ = drawn(wide(tmp_path / "set"), resize_mode="pad")
+    stretched, _ = drawn(tmp_path / "set", resize_mode="stretch")
+    cell = GAP, TITLE, GAP + CELL, TITLE + CELL
+    assert padded.crop(cell) == stretched.crop(cell)
+
+
+def test_the_frame_of_a_bucket_is_what_is_trained_on(tmp_path):
+    """400 x 200 for 80 x 48 of at most 4096 pixels: 333 of the width, 167 of 200 pixels."""
+    picture, _ = drawn(wide(tmp_path / "set"), resize_mode="bucket", bucket_step=16)
+    line = [picture.getpixel((GAP + x, TITLE + 100)) for x in range(200)]
+    assert [x for x, colour in enumerate(line) if colour == sheet.FRAME] == [17, 18, 181, 182]
+
+
 def test_the_frame_has_the_shape_of_the_training_size(tmp_path):
     """400 x 200 for 64 x 128: a quarter of the width, 50 of 200 pixels."""
     picture, _ = drawn(wide(tmp_path / "set"), resolution=(64, 128))
