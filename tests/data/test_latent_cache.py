@@ -119,7 +119,7 @@ def test_new_names_and_captions_encode_nothing_and_a_new_picture_one(encode, fol
 )
 def test_another_framing_encodes_what_it_changes(encode, folder, changes, new, reason):
     for path in folder.glob("*.png"):  # with more places for crops than are drawn
-        Image.open(path).resize((900, 16)).save(path)
+        Image.open(path).resize((4000, 16)).save(path)
     encode()
     _, found, said = encode(**changes)
     assert found == new
@@ -129,7 +129,7 @@ def test_another_framing_encodes_what_it_changes(encode, folder, changes, new, r
 def test_a_crop_more_and_a_picture_more_leave_the_other_crops(encode, folder):
     crops = {"random_crop": True, "crops_per_image": 2}
     for path in folder.glob("*.png"):
-        Image.open(path).resize((900, 16)).save(path)
+        Image.open(path).resize((4000, 16)).save(path)
     assert encode(**crops)[1] == 12
     assert encode(**crops | {"crops_per_image": 3})[1] == 6
     for ending in ("png", "txt"):
