@@ -29,7 +29,9 @@ def read_hub_dataset(config: DataConfig) -> tuple[Dataset, list[Captioned]]:
             )
     captions = _cast(dataset, "caption_column", config)[config.caption_column]
     pictures = _cast(dataset, "image_column", config)
-    return pictures.rename_column(config.image_column, "image"), _captioned(captions, config)
+    if config.image_column != "image":  # renaming to the same name is refused
+        pictures = pictures.rename_column(config.image_column, "image")
+    return pictures, _captioned(captions, config)
 
 
 def _load(config: DataConfig) -> Dataset:

@@ -71,6 +71,13 @@ def test_rows_become_examples(parquet):
     check_pictures(dataset, (8, 8))
 
 
+def test_columns_with_the_names_of_the_defaults(parquet):
+    folder = parquet(["red", "green", "blue"], image="image", caption="text")
+    found = list(examples(load_examples(DataConfig(dataset_name=folder)), "reading"))
+    assert [e.caption for e in found] == ["red", "green", "blue"]
+    assert [open_picture(e).getpixel((0, 0)) for e in found] == COLOURS
+
+
 @pytest.mark.parametrize("setting", ["image_column", "caption_column"])
 def test_a_wrong_column_is_refused_with_those_there_are(parquet, setting):
     folder = parquet(["red", "green", "blue"])
