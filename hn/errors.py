@@ -73,3 +73,9 @@ class DistributedError(UserError):
     """Processes that do not agree."""
 
     exit_code = 7
+
+
+class HubError(UserError):
+    """The Hugging Face Hub cannot be reached, or does not allow what is asked."""
+
+    exit_code = 8

@@ -1,17 +1,49 @@
 """What many tests start from: a tiny model and its pictures, made once for each worker."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.hub_server import ACCOUNTS, WRITER, HubServer
 
 # Two workers share two cores; tiny models gain nothing from more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
+# Libraries read these when they are imported: the hub of all tests is ours, and so is its cache.
+_HUB = HubServer()
+_HUB_HOME = Path(tempfile.mkdtemp(prefix="hub-"))
+os.environ.update(_HUB.environment(_HUB_HOME))
+os.environ.pop("HF_TOKEN", None)
+
 from tests import tiny
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    _HUB.close()
+    shutil.rmtree(_HUB_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The hub without repositories, with its writer logged in; nothing was fetched before.
+
+    Afterwards: no body held a token, and nothing else was to be reached but the hub's own service
+    of sizes (`datasets` asks it, and goes on without).
+    """
+    for kept in ("hub", "datasets"):
+        shutil.rmtree(_HUB_HOME / kept, ignore_errors=True)
+    _HUB.forget()
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    yield _HUB
+    assert not [r.path for r in _HUB.requests for token in ACCOUNTS if token.encode() in r.body]
+    assert not [url for url in _HUB.foreign if not url.startswith("http://datasets-server.")]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ MODULES = sorted((ROOT / "hn").rglob("*.py"))
 # Lower floors first. A module imports from its own floor's package and from lower floors only.
 FLOORS = [
     {"hn.errors"},
-    {"hn.config", "hn.storage", "hn.rng", "hn.demo"},
+    {"hn.config", "hn.storage", "hn.rng", "hn.demo", "hn.hub_access"},
     {"hn.limits"},
     {"hn.cli"},
     {"hn.network"},

@@ -10,6 +10,7 @@ from hn.config import DataConfig
 from hn.data.captions import check_caption
 from hn.data.folder_captions import Captioned, lines_of
 from hn.errors import DataError
+from hn.hub_access import LOG_IN, said
 
 
 def read_hub_dataset(config: DataConfig) -> tuple[Dataset, list[Captioned]]:
@@ -42,7 +43,8 @@ def _load(config: DataConfig) -> Dataset:
         )
     except Exception as error:  # datasets raises a dozen kinds of its own
         raise DataError(
-            f"dataset_name '{config.dataset_name}' cannot be loaded: {error}"
+            f"dataset_name '{config.dataset_name}' cannot be loaded: {said(error)} It must be a "
+            f"folder of data files or the id of an HF dataset; where that is private, {LOG_IN}."
         ) from error
     assert isinstance(dataset, Dataset)
     return dataset

@@ -4,11 +4,10 @@ frozen.
 
 import hashlib
 import json
-import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,12 +17,10 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hn.diffusion.attention import context_dims
+from hn.diffusion.layout import check_layout
 from hn.diffusion.objective import Prediction
 from hn.diffusion.text_encoder import Syntax, TextEncoder
 from hn.errors import ModelError
-
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+$")
 
 
 @dataclass(frozen=True)
@@ -75,21 +72,24 @@ class BaseModel:
         Raises `ModelError` naming what is missing, before anything large is read, and `OptionError`
         if the text encoder has fewer layers than `clip_skip`.
         """
-        check_layout(name)
+        check_layout(name, revision=revision, variant=variant)
         at: dict[str, Any] = {"revision": revision}
         source = {**at, "variant": variant}
         try:
-            unet = UNet2DConditionModel.from_pretrained(
-                name, subfolder="unet", torch_dtype=dtype, **source
-            )
-            vae = AutoencoderKL.from_pretrained(
-                name, subfolder="vae", torch_dtype=torch.float32, **source
-            )
-            text_model = CLIPTextModel.from_pretrained(
-                name, subfolder="text_encoder", dtype=dtype, **source
-            )
-            tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **at)
-            scheduler: Any = DDIMScheduler.from_pretrained(name, subfolder="scheduler", **at)
+            with warnings.catch_warnings():
+                # diffusers passes what huggingface_hub says it does not read any more.
+                warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+                unet = UNet2DConditionModel.from_pretrained(
+                    name, subfolder="unet", torch_dtype=dtype, **source
+                )
+                vae = AutoencoderKL.from_pretrained(
+                    name, subfolder="vae", torch_dtype=torch.float32, **source
+                )
+                text_model = CLIPTextModel.from_pretrained(
+                    name, subfolder="text_encoder", dtype=dtype, **source
+                )
+                tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **at)
+                scheduler: Any = DDIMScheduler.from_pretrained(name, subfolder="scheduler", **at)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = (
                 str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -202,34 +202,6 @@ class BaseModel:
     def encode_prompts(self, prompts: list[str]) -> list[Tensor]:
         """The context (T, D) of each prompt; `stack_contexts` joins different lengths."""
         return self.text_encoder.encode(prompts)
-
-
-def check_layout(name: str) -> None:
-    """Refuse early what cannot be a base model. Raises `ModelError`."""
-    folder = Path(name)
-    if not folder.is_dir():
-        if folder.exists() or not _HUB_ID.match(name):
-            raise ModelError(
-                f"pretrained_model_name_or_path '{name}' is neither a folder nor a hub id such as "
-                "'stable-diffusion-v1-5/stable-diffusion-v1-5'. A single checkpoint file must be "
-                "converted first."
-            )
-        return
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise ModelError(
-            f"pretrained_model_name_or_path '{name}' has no folder {', '.join(missing)}; a "
-            f"diffusers model has {', '.join(PARTS)}"
-        )
-    config = folder / "unet" / "config.json"
-    try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"cannot read {config}: {error}") from error
-    if kind != "UNet2DConditionModel":
-        raise ModelError(
-            f"{config} describes a {kind}; only UNet2DConditionModel has attention of this kind"
-        )
 
 
 def _prediction(scheduler: DDIMScheduler) -> Prediction:

@@ -1,11 +1,4 @@
-"""Loading base models, from a folder and from a hub, and what they encode."""
-
-import hashlib
-import re
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+"""Loading base models from a folder, and what they encode."""
 
 import pytest
 import torch
@@ -77,63 +70,3 @@ def test_another_prediction_is_refused(tmp_path):
     model = tiny.make_model(tmp_path / "sample", prediction_type="sample")
     with pytest.raises(ModelError, match="prediction_type is 'sample'"):
         BaseModel.load(str(model))
-
-
-def _serve(folder):
-    """A hub of one model: files by revision and path, checksums as entity tags."""
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self._answer(body=False)
-
-        def do_GET(self):
-            self._answer(body=True)
-
-        def log_message(self, format, *args):
-            pass
-
-        def _answer(self, *, body):
-            asked = re.fullmatch(r"/someone/tiny/resolve/(main|0{40})/([^?]*)", self.path)
-            file = folder / asked[2] if asked else folder
-            if not file.is_file():
-                self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound")
-                self.send_header("X-Repo-Commit", "0" * 40)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            content = file.read_bytes()
-            self.send_response(200)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
-def test_a_hub_id_is_loaded_from_a_hub(model, tmp_path):
-    """In a process of its own, since the hub's address is read when the library is imported."""
-    server = _serve(model)
-    code = (
-        "import warnings; warnings.simplefilter('ignore')\n"
-        "from hn.diffusion.base_model import BaseModel\n"
-        "print('dims', BaseModel.load('someone/tiny').dims)"
-    )
-    environment = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
-    server.shutdown()
-    server.server_close()
-    assert f"dims {tiny.DIMS}" in result.stdout, result.stderr
