@@ -19,7 +19,7 @@ FLOORS = [
     {"hn.diffusion"},
     {"hn.data"},
     {"hn.training", "hn.prepare", "hn.checkup"},
-    {"hn.evaluation"},
+    {"hn.evaluation", "hn.hub"},
     {"hn.build", "hn.launch", "hn.web_ui_settings"},
 ]
 # `hn` names things lazily; the demo's model is made with diffusers alone and nothing imports it.

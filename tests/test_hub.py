@@ -1,0 +1,344 @@
+"""Caches over a hub of our own: what goes there, what comes back, what is refused and how."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pyarrow as pa
+import pytest
+from datasets import load_dataset
+
+from hn.errors import DataError, HubError, OptionError, StorageError
+from hn.hub import fetch_cache, push_cache
+from tests.hub_server import READER, STRANGER, WRITER
+
+ENTRIES = pa.schema(
+    [
+        ("key", pa.binary(16)),
+        ("kind", pa.string()),
+        ("dtype", pa.string()),
+        ("shape", pa.list_(pa.int32())),
+        ("values", pa.large_binary()),
+    ]
+)
+PICTURES = pa.schema(
+    [
+        ("name", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("source", pa.string()),
+        ("content", pa.binary(32)),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("size", pa.list_(pa.int32())),
+        ("keys", pa.list_(pa.binary(16))),
+        ("weights", pa.binary(16)),
+        ("repeats", pa.int32()),
+        ("loss_weight", pa.float32()),
+        ("regularization", pa.bool_()),
+    ]
+)
+SETTINGS = {
+    "pretrained_model_name_or_path": "me/tiny",
+    "train_data_dir": "/home/somebody/photos",
+    "data": {"resolution": [16, 16], "random_flip": False, "note": "a|b <i>"},
+    "login": "hf_someTokenOfSomebody",
+}
+RECORDED = json.dumps(SETTINGS)
+
+
+def _write(path, rows, schema):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.ipc.new_stream(path, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def write_shard(folder, name, kind="latents", count=2):
+    rows = [
+        {
+            "key": bytes([index, *name.encode()]).ljust(16, b"\0"),
+            "kind": kind,
+            "dtype": "fp32",
+            "shape": [2],
+            "values": b"\0" * 8,
+        }
+        for index in range(count)
+    ]
+    _write(folder / "tensors" / f"{name}.arrow", rows, ENTRIES)
+
+
+def write_pictures(folder, split, count, settings=RECORDED):
+    rows = [
+        {
+            "name": f"{index}.png",
+            "captions": ["a star", "a red star"],
+            "source": "file",
+            "content": bytes([index]) * 32,
+            "width": 20,
+            "height": 16,
+            "size": [16, 24 if index else 16],
+            "keys": [bytes([0, *b"one"]).ljust(16, b"\0")],
+            "weights": None,
+            "repeats": 1,
+            "loss_weight": 1.0,
+            "regularization": False,
+        }
+        for index in range(count)
+    ]
+    schema = PICTURES.with_metadata({b"hn": settings.encode()}) if settings else PICTURES
+    _write(folder / "pictures" / f"{split}.arrow", rows, schema)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Three shards, three pictures and one held out, and what a killed writer leaves."""
+    folder = tmp_path / "cache"
+    write_shard(folder, "one")
+    write_shard(folder, "two")
+    write_shard(folder, "words", kind="context", count=3)
+    write_pictures(folder, "train", 3)
+    write_pictures(folder, "validation", 1)
+    for stray in ("tensors/.one.arrow.17.tmp", "tensors/.hidden.arrow", "notes.txt", ".env"):
+        (folder / stray).write_text("not for others")
+    (folder / "pictures/other.arrow").write_text("neither")
+    return folder
+
+
+def content(folder):
+    """The bytes of a cache's own files, by path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.glob("*/*.arrow"))
+        if path.name not in (".hidden.arrow", "other.arrow")
+    }
+
+
+def test_what_is_pushed_is_fetched_to_the_byte(hub, cache):
+    url = push_cache(cache, "me/encoded")
+    assert url == f"{hub.url}/datasets/me/encoded"
+    assert hub.repositories["datasets", "me/encoded"].private
+    stored = hub.files("datasets", "me/encoded")
+    assert stored.pop("README.md")
+    assert stored == content(cache)
+    assert content(fetch_cache("me/encoded")) == stored
+
+
+def test_the_card_says_what_is_there_and_nothing_of_this_machine(hub, cache):
+    push_cache(cache, "me/encoded")
+    card = hub.files("datasets", "me/encoded")["README.md"].decode()
+    assert "| pictures | train (3), validation (1) |" in card
+    assert "| entries | latents (4), context (3) |" in card
+    assert "| size in pixels | 16 x 16 (2), 16 x 24 (2) |" in card
+    assert f"| all files | {sum(map(len, content(cache).values()))} bytes |" in card
+    assert "| pretrained_model_name_or_path | me/tiny |" in card
+    assert "| data.resolution | 16 16 |" in card
+    assert "| data.note | a?b ?i? |" in card
+    for private in ("hf_some", "/home/somebody", str(cache), str(Path.home())):
+        assert private not in card
+    for column in [*PICTURES.names, *ENTRIES.names]:
+        assert f"{column}" in card
+
+
+@pytest.mark.parametrize("settings", [None, "no JSON", "[1]", '"text"', "{}", '{"a": null}'])
+def test_settings_that_are_not_there_or_no_settings(hub, cache, settings):
+    write_pictures(cache, "train", 1, settings)
+    push_cache(cache, "me/encoded")
+    card = hub.files("datasets", "me/encoded")["README.md"].decode()
+    assert ("| a | null |" if settings == '{"a": null}' else "Not recorded.") in card
+
+
+def test_anyone_reads_it_with_datasets(hub, cache, tmp_path):
+    push_cache(cache, "me/encoded", private=False)
+    pictures = load_dataset("me/encoded", "pictures", cache_dir=str(tmp_path / "datasets"))
+    assert {split: len(rows) for split, rows in pictures.items()} == {"train": 3, "validation": 1}
+    assert pictures["train"][1]["captions"] == ["a star", "a red star"]
+    assert pictures["train"][1]["content"] == bytes([1]) * 32
+    tensors = load_dataset(
+        "me/encoded", "tensors", split="train", cache_dir=str(tmp_path / "datasets")
+    )
+    assert sorted(tensors["kind"]) == ["context"] * 3 + ["latents"] * 4
+    assert set(pictures["train"][0]["keys"]) <= set(tensors["key"])
+
+
+def test_without_held_out_pictures(hub, cache, tmp_path):
+    (cache / "pictures/validation.arrow").unlink()
+    push_cache(cache, "me/encoded")
+    pictures = load_dataset("me/encoded", "pictures", cache_dir=str(tmp_path / "datasets"))
+    assert list(pictures) == ["train"]
+
+
+def test_pushing_again_uploads_what_is_new_and_removes_what_is_gone(hub, cache):
+    push_cache(cache, "me/encoded")
+    first = fetch_cache("me/encoded")
+    hub.requests.clear()
+    push_cache(cache, "me/encoded")
+    assert not hub.asked("PUT", "") and not hub.asked("POST", "/commit/")
+
+    write_shard(cache, "three")
+    (cache / "tensors/two.arrow").unlink()
+    (cache / "pictures/validation.arrow").unlink()
+    push_cache(cache, "me/encoded")
+    assert len(hub.asked("PUT", "")) == 1
+    assert len(hub.asked("POST", "/commit/")) == 1
+    stored = hub.files("datasets", "me/encoded")
+    assert stored.pop("README.md").decode().count("validation") == 0
+    assert stored == content(cache)
+    assert content(first)["tensors/two.arrow"]  # the revision before is as it was
+    assert content(fetch_cache("me/encoded")) == stored
+
+
+def test_fetching_again_downloads_what_is_missing(hub, cache):
+    push_cache(cache, "me/encoded")
+    fetch_cache("me/encoded")
+    assert len(hub.asked("GET", "/resolve/")) == len(content(cache))  # and not the card
+    write_shard(cache, "three")
+    push_cache(cache, "me/encoded")
+    hub.requests.clear()
+    fetch_cache("me/encoded")
+    assert [path.rpartition("/")[2] for path in hub.asked("GET", "/resolve/")] == ["three.arrow"]
+    hub.requests.clear()
+    fetch_cache("me/encoded")
+    assert not hub.asked("GET", "/resolve/") and not hub.asked("HEAD", "")
+
+
+def test_a_stopped_push_goes_on_where_it_was(hub, cache):
+    """What a push brought before it was stopped is not uploaded again."""
+    api = huggingface_hub.HfApi()
+    api.create_repo("me/encoded", repo_type="dataset", private=True)
+    shard = huggingface_hub.CommitOperationAdd("tensors/one.arrow", cache / "tensors/one.arrow")
+    api.preupload_lfs_files("me/encoded", [shard], repo_type="dataset")
+    hub.requests.clear()
+    push_cache(cache, "me/encoded")
+    assert len(hub.asked("PUT", "")) == len(content(cache)) - 1
+
+
+def test_branches_are_apart(hub, cache):
+    push_cache(cache, "me/encoded")
+    write_shard(cache, "three")
+    url = push_cache(cache, "me/encoded", revision="larger")
+    assert url == f"{hub.url}/datasets/me/encoded/tree/larger"
+    assert "tensors/three.arrow" in content(fetch_cache("me/encoded", revision="larger"))
+    assert "tensors/three.arrow" not in content(fetch_cache("me/encoded"))
+    with pytest.raises(HubError, match="no such revision"):
+        fetch_cache("me/encoded", revision="smaller")
+
+
+def test_without_a_connection_the_copy_from_before_is_taken_and_said(hub, cache, capsys):
+    push_cache(cache, "me/encoded")
+    folder = fetch_cache("me/encoded")
+    assert "before" not in capsys.readouterr().err
+    hub.broken = 503
+    assert fetch_cache("me/encoded") == folder
+    assert f"as it was fetched before (commit {folder.name[:8]})" in capsys.readouterr().err
+    (folder / "tensors/one.arrow").unlink()
+    with pytest.raises(HubError, match="it answers 503"):
+        fetch_cache("me/encoded")
+
+
+@pytest.mark.parametrize("repo_id", ["encoded", "me/", "/tmp/x", "a/b/c", "me/a b", "me/x--y", ""])
+def test_an_id_that_is_none(hub, cache, repo_id):
+    for act in (lambda: push_cache(cache, repo_id), lambda: fetch_cache(repo_id)):
+        with pytest.raises(OptionError, match="owner/name"):
+            act()
+    assert not hub.requests
+
+
+def test_pushing_without_a_token(hub, cache, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match=r"no token.*hf auth login.*HF_TOKEN"):
+        push_cache(cache, "me/encoded")
+    assert not hub.requests
+    push_cache(cache, "me/encoded", token=WRITER)
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("hf_unknown", "does not accept this token"),
+        (READER, "role write"),
+        (STRANGER, "must begin with your own name"),
+    ],
+)
+def test_pushing_without_the_right(hub, cache, monkeypatch, token, words):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match=words) as caught:
+        push_cache(cache, "me/encoded")
+    assert token not in str(caught.value)
+    assert not hub.repositories
+
+
+def test_a_reader_cannot_push_into_what_is_there(hub, cache):
+    push_cache(cache, "me/encoded")
+    write_shard(cache, "three")
+    with pytest.raises(HubError, match="role write"):
+        push_cache(cache, "me/encoded", token=READER)
+
+
+def test_fetching_what_is_not_there_or_not_ours(hub, cache, monkeypatch):
+    with pytest.raises(HubError, match="no such repository, or it is private"):
+        fetch_cache("me/nothing")
+    push_cache(cache, "me/encoded")
+    for token in (STRANGER, None):
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        with pytest.raises(HubError, match=r"no such repository, or it is private.*hf auth login"):
+            fetch_cache("me/encoded", token=token)
+    assert fetch_cache("me/encoded", token=READER).is_dir()
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_pictures_do_not_change_who_sees_them(hub, cache, private):
+    push_cache(cache, "me/encoded", private=private)
+    hub.requests.clear()
+    with pytest.raises(OptionError, match="nothing was uploaded"):
+        push_cache(cache, "me/encoded", private=not private)
+    assert not hub.asked("PUT", "") and not hub.asked("POST", "/commit/")
+
+
+def test_a_repository_of_something_else_is_left_alone(hub, cache):
+    api = huggingface_hub.HfApi()
+    api.create_repo("me/novels", repo_type="dataset", private=True)
+    api.upload_file(
+        path_or_fileobj=b"once", path_in_repo="data/1.txt", repo_id="me/novels", repo_type="dataset"
+    )
+    before = hub.files("datasets", "me/novels")
+    with pytest.raises(HubError, match=r"not of a cache.*'data/1.txt'.*nothing was uploaded"):
+        push_cache(cache, "me/novels")
+    assert hub.files("datasets", "me/novels") == before
+    with pytest.raises(DataError, match="is not a cache of encoded pictures"):
+        fetch_cache("me/novels")
+
+
+@pytest.mark.parametrize("gone", ["tensors", "pictures"])
+def test_a_folder_that_is_no_cache(hub, cache, gone):
+    shutil.rmtree(cache / gone)
+    with pytest.raises(DataError, match=rf"it has no {gone}/.*cache_latents"):
+        push_cache(cache, "me/encoded")
+    assert not hub.requests
+
+
+def test_a_shard_that_is_not_whole(hub, cache):
+    shard = cache / "tensors/two.arrow"
+    shard.write_bytes(shard.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"two\.arrow is damaged.*remove it"):
+        push_cache(cache, "me/encoded")
+    assert not hub.requests
+
+
+def test_a_hub_cache_that_cannot_be_written(hub, cache, monkeypatch, tmp_path):
+    push_cache(cache, "me/encoded")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file/hub"))
+    with pytest.raises(StorageError, match="HF_HOME"):
+        fetch_cache("me/encoded")
+
+
+def test_nobody_answers(hub, cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    for act in (lambda: push_cache(cache, "me/encoded"), lambda: fetch_cache("me/encoded")):
+        with pytest.raises(HubError, match=r"127\.0\.0\.1:9 cannot be reached .*check the network"):
+            act()
+
+
+def test_this_process_knows_no_other_hub(hub):
+    assert os.environ["HF_ENDPOINT"] == huggingface_hub.constants.ENDPOINT == hub.url
