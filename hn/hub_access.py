@@ -84,14 +84,22 @@ def remedy(error: BaseException) -> str:
     for kind, advice in _BY_KIND.items():
         if isinstance(cause, kind):
             return advice
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    if status is not None and status >= 500:
-        return f"the hub is not well (it answers {status}): run it again later"
-    if isinstance(cause, HTTPError) and status is None:
+    if isinstance(cause, HfHubHTTPError):
+        return _remedy_of_answer(cause)
+    if isinstance(cause, HTTPError):
         return f"{constants.ENDPOINT} cannot be reached ({said(cause)}): check the network"
     return said(cause)
+
+
+def _remedy_of_answer(error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status >= 500:
+        return f"the hub is not well (it answers {status}): run it again later"
+    if status not in _BY_STATUS:
+        return said(error)
+    # A 403 may also be a full account, or a blocked one: only the hub knows.
+    message = error.server_message
+    return _BY_STATUS[status] + (f"; the hub says: {said(Exception(message))}" if message else "")
 
 
 def said(error: BaseException) -> str:

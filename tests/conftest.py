@@ -18,8 +18,9 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 # Libraries read these when they are imported: the hub of all tests is ours, and so is its cache.
 _HUB = HubServer()
 _HUB_HOME = Path(tempfile.mkdtemp(prefix="hub-"))
+for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+    del os.environ[name]
 os.environ.update(_HUB.environment(_HUB_HOME))
-os.environ.pop("HF_TOKEN", None)
 
 from tests import tiny
 

@@ -86,6 +86,7 @@ class Repository:
     kind: str  # "models" or "datasets"
     name: str
     private: bool
+    gated: bool = False
     revisions: dict[str, dict[str, Blob]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
@@ -182,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
             hub.requests.append(request)
             try:
                 if hub.broken is not None:
-                    raise RefusalError(hub.broken, "", "The hub is down")
+                    raise RefusalError(hub.broken, "", "The hub is full")
                 answer, headers = _Protocol(hub, request).answer()
                 status = 200
             except RefusalError as refusal:
@@ -380,6 +381,8 @@ class _Protocol:
         if repository is None or (repository.private and not mine):
             status = 401 if self.account is None else 404
             raise RefusalError(status, "RepoNotFound", "Repository not found")
+        if repository.gated and not mine:
+            raise RefusalError(403, "GatedRepo", "Access to it is restricted")
         return repository
 
     def _writable(self, kind: str, name: str) -> Repository:

@@ -161,6 +161,35 @@ def test_anyone_reads_it_with_datasets(hub, cache, tmp_path):
     assert set(pictures["train"][0]["keys"]) <= set(tensors["key"])
 
 
+def test_it_is_streamed_with_datasets(hub, cache):
+    push_cache(cache, "me/encoded")
+    rows = list(load_dataset("me/encoded", "tensors", split="train", streaming=True))
+    assert len(rows) == 7
+    assert {row["kind"]: row["values"] for row in rows} == {
+        "latents": b"\0" * 8,
+        "context": b"\0" * 8,
+    }
+
+
+def test_parts_of_files_are_answered(hub, cache):
+    push_cache(cache, "me/encoded")
+    files = huggingface_hub.HfFileSystem()
+    shard = (cache / "tensors/one.arrow").read_bytes()
+    with files.open("datasets/me/encoded/tensors/one.arrow", block_size=100) as file:
+        file.seek(200)
+        assert file.read(50) == shard[200:250]
+    assert [r.headers["range"] for r in hub.requests if "range" in r.headers][-1].startswith(
+        "bytes=200-"
+    )
+
+
+@pytest.mark.parametrize("name", ["2024", "null", "1.0", "yes"])
+def test_a_name_that_looks_like_something_else(hub, cache, name):
+    push_cache(cache, f"me/{name}")
+    card = hub.files("datasets", f"me/{name}")["README.md"].decode()
+    assert huggingface_hub.DatasetCard(card).data.pretty_name == name
+
+
 def test_without_held_out_pictures(hub, cache, tmp_path):
     (cache / "pictures/validation.arrow").unlink()
     push_cache(cache, "me/encoded")
@@ -266,6 +295,22 @@ def test_pushing_without_the_right(hub, cache, monkeypatch, token, words):
         push_cache(cache, "me/encoded")
     assert token not in str(caught.value)
     assert not hub.repositories
+
+
+def test_a_token_that_no_header_can_hold_is_not_shown(hub, cache):
+    with pytest.raises(HubError) as caught:
+        push_cache(cache, "me/encoded", token="hf_secret\n\nwords")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(403, "no right.*the hub says: The hub is full"), (429, "too many"), (500, "answers 500")],
+)
+def test_a_hub_that_says_no(hub, cache, status, words):
+    hub.broken = status
+    with pytest.raises(HubError, match=words):
+        push_cache(cache, "me/encoded")
 
 
 def test_a_reader_cannot_push_into_what_is_there(hub, cache):

@@ -83,6 +83,7 @@ def test_a_variant_is_other_files(hub, model, tmp_path):
         ("me/tiny", {"revision": "v9"}, r"\(revision v9\).*no such revision"),
         ("me/tiny", {"variant": "bf16"}, "no variant 'bf16' of its unet.*it has unet/config.json"),
         ("me/private", {}, r"private and not yours.*hf auth login"),
+        ("me/gated", {}, "asks for consent: give it on the repository's page.*hf auth login"),
         ("me/bare", {}, "has no folder vae, text_encoder, tokenizer, scheduler"),
         ("me/video", {}, "UNet3DConditionModel"),
     ],
@@ -90,6 +91,8 @@ def test_a_variant_is_other_files(hub, model, tmp_path):
 def test_a_model_that_cannot_be_loaded(hub, model, tmp_path, monkeypatch, name, how, words):
     push_model(model)
     push_model(model, "me/private", private=True)
+    push_model(model, "me/gated")
+    hub.repositories["models", "me/gated"].gated = True
     shutil.copytree(model, tmp_path / "video")
     config = {"_class_name": "UNet3DConditionModel"}
     (tmp_path / "video/unet/config.json").write_text(json.dumps(config))

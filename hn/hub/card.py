@@ -140,7 +140,7 @@ def _settings_table(settings: dict[str, str]) -> str:
 
 
 _CARD = """---
-pretty_name: {name}
+pretty_name: "{name}"
 tags:
 - stable-diffusion
 - latents
