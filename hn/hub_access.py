@@ -72,8 +72,8 @@ def remedied(act: str) -> Iterator[None]:
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         if _of_the_disk(error):
             raise StorageError(
-                f"{act}: {error}. Free some space, or set HF_HOME to a folder with room that can "
-                "be written."
+                f"{act}: {error}. Free some space and see that the folder can be written; what is "
+                "fetched lies under HF_HOME, which may be set to another one."
             ) from error
         raise HubError(f"{act}: {remedy(error)}") from error
 

@@ -29,9 +29,10 @@ PICTURES = pa.schema(
         ("captions", pa.list_(pa.string())),
         ("source", pa.string()),
         ("content", pa.binary(32)),
+        ("mask", pa.binary(32)),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("size", pa.list_(pa.int32())),
+        ("size", pa.list_(pa.int32(), 2)),
         ("keys", pa.list_(pa.binary(16))),
         ("weights", pa.binary(16)),
         ("repeats", pa.int32()),
@@ -54,10 +55,14 @@ def _write(path, rows, schema):
         writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def write_shard(folder, name, kind="latents", count=2):
+def key_of(name, index):
+    return f"{name} {index}".encode().ljust(16)
+
+
+def write_shard(folder, name, kind="moments", count=2):
     rows = [
         {
-            "key": bytes([index, *name.encode()]).ljust(16, b"\0"),
+            "key": key_of(name, index),
             "kind": kind,
             "dtype": "fp32",
             "shape": [2],
@@ -68,23 +73,24 @@ def write_shard(folder, name, kind="latents", count=2):
     _write(folder / "tensors" / f"{name}.arrow", rows, ENTRIES)
 
 
-def write_pictures(folder, split, count, settings=RECORDED):
+def write_pictures(folder, split, keys, settings=RECORDED):
     rows = [
         {
             "name": f"{index}.png",
             "captions": ["a star", "a red star"],
             "source": "file",
             "content": bytes([index]) * 32,
+            "mask": None,
             "width": 20,
             "height": 16,
             "size": [16, 24 if index else 16],
-            "keys": [bytes([0, *b"one"]).ljust(16, b"\0")],
+            "keys": [key],
             "weights": None,
             "repeats": 1,
             "loss_weight": 1.0,
             "regularization": False,
         }
-        for index in range(count)
+        for index, key in enumerate(keys)
     ]
     schema = PICTURES.with_metadata({b"hn": settings.encode()}) if settings else PICTURES
     _write(folder / "pictures" / f"{split}.arrow", rows, schema)
@@ -97,8 +103,8 @@ def cache(tmp_path):
     write_shard(folder, "one")
     write_shard(folder, "two")
     write_shard(folder, "words", kind="context", count=3)
-    write_pictures(folder, "train", 3)
-    write_pictures(folder, "validation", 1)
+    write_pictures(folder, "train", [key_of("one", 0), key_of("one", 1), key_of("two", 0)])
+    write_pictures(folder, "validation", [key_of("two", 1)])
     for stray in ("tensors/.one.arrow.17.tmp", "tensors/.hidden.arrow", "notes.txt", ".env"):
         (folder / stray).write_text("not for others")
     (folder / "pictures/other.arrow").write_text("neither")
@@ -128,7 +134,7 @@ def test_the_card_says_what_is_there_and_nothing_of_this_machine(hub, cache):
     push_cache(cache, "me/encoded")
     card = hub.files("datasets", "me/encoded")["README.md"].decode()
     assert "| pictures | train (3), validation (1) |" in card
-    assert "| entries | latents (4), context (3) |" in card
+    assert "| entries | moments (4), context (3) |" in card
     assert "| size in pixels | 16 x 16 (2), 16 x 24 (2) |" in card
     assert f"| all files | {sum(map(len, content(cache).values()))} bytes |" in card
     assert "| pretrained_model_name_or_path | me/tiny |" in card
@@ -142,7 +148,8 @@ def test_the_card_says_what_is_there_and_nothing_of_this_machine(hub, cache):
 
 @pytest.mark.parametrize("settings", [None, "no JSON", "[1]", '"text"', "{}", '{"a": null}'])
 def test_settings_that_are_not_there_or_no_settings(hub, cache, settings):
-    write_pictures(cache, "train", 1, settings)
+    train = [key_of("one", 0), key_of("one", 1), key_of("two", 0)]
+    write_pictures(cache, "train", train, settings)
     push_cache(cache, "me/encoded")
     card = hub.files("datasets", "me/encoded")["README.md"].decode()
     assert ("| a | null |" if settings == '{"a": null}' else "Not recorded.") in card
@@ -157,7 +164,7 @@ def test_anyone_reads_it_with_datasets(hub, cache, tmp_path):
     tensors = load_dataset(
         "me/encoded", "tensors", split="train", cache_dir=str(tmp_path / "datasets")
     )
-    assert sorted(tensors["kind"]) == ["context"] * 3 + ["latents"] * 4
+    assert sorted(tensors["kind"]) == ["context"] * 3 + ["moments"] * 4
     assert set(pictures["train"][0]["keys"]) <= set(tensors["key"])
 
 
@@ -166,7 +173,7 @@ def test_it_is_streamed_with_datasets(hub, cache):
     rows = list(load_dataset("me/encoded", "tensors", split="train", streaming=True))
     assert len(rows) == 7
     assert {row["kind"]: row["values"] for row in rows} == {
-        "latents": b"\0" * 8,
+        "moments": b"\0" * 8,
         "context": b"\0" * 8,
     }
 
@@ -191,6 +198,7 @@ def test_a_name_that_looks_like_something_else(hub, cache, name):
 
 
 def test_without_held_out_pictures(hub, cache, tmp_path):
+    write_pictures(cache, "train", [key_of(name, i) for name in ("one", "two") for i in (0, 1)])
     (cache / "pictures/validation.arrow").unlink()
     push_cache(cache, "me/encoded")
     pictures = load_dataset("me/encoded", "pictures", cache_dir=str(tmp_path / "datasets"))
@@ -204,11 +212,12 @@ def test_pushing_again_uploads_what_is_new_and_removes_what_is_gone(hub, cache):
     push_cache(cache, "me/encoded")
     assert not hub.asked("PUT", "") and not hub.asked("POST", "/commit/")
 
-    write_shard(cache, "three")
+    write_shard(cache, "three", kind="context")
     (cache / "tensors/two.arrow").unlink()
     (cache / "pictures/validation.arrow").unlink()
+    write_pictures(cache, "train", [key_of("one", 0), key_of("one", 1)])
     push_cache(cache, "me/encoded")
-    assert len(hub.asked("PUT", "")) == 1
+    assert len(hub.asked("PUT", "")) == 2  # the new shard, the pictures
     assert len(hub.asked("POST", "/commit/")) == 1
     stored = hub.files("datasets", "me/encoded")
     assert stored.pop("README.md").decode().count("validation") == 0
@@ -217,11 +226,45 @@ def test_pushing_again_uploads_what_is_new_and_removes_what_is_gone(hub, cache):
     assert content(fetch_cache("me/encoded")) == stored
 
 
+def test_latents_of_other_pictures_stay_at_home(hub, cache, capsys):
+    """What earlier pictures, or those of other sets, left in the cache is not published."""
+    write_shard(cache, "secret")
+    write_pictures(cache, "train", [key_of("one", 0), key_of("one", 1)])  # two 0 is gone
+    push_cache(cache, "me/encoded")
+    assert "left out: 3 entries" in capsys.readouterr().out
+    stored = hub.files("datasets", "me/encoded")
+    everything = b"".join(stored.values()) + b"".join(r.body for r in hub.requests)
+    assert b"secret" not in everything and key_of("two", 0) not in everything
+    assert len([name for name in stored if name.startswith("tensors/")]) == 3
+    fetched = fetch_cache("me/encoded")
+    kept = [pa.ipc.open_stream(path).read_all() for path in fetched.glob("tensors/*.arrow")]
+    held = [row for table in kept for row in table.to_pylist() if row["kind"] == "moments"]
+    assert {row["key"] for row in held} == {key_of("one", 0), key_of("one", 1), key_of("two", 1)}
+    assert sorted(path.name for path in cache.iterdir()) == [
+        *(".env", "notes.txt", "pictures", "tensors")
+    ]
+    hub.requests.clear()
+    push_cache(cache, "me/encoded")  # the same selection is the same files
+    assert not hub.asked("PUT", "") and not hub.asked("POST", "/commit/")
+
+
+def test_a_folder_that_is_not_there(hub, cache):
+    with pytest.raises(DataError, match="is not a cache"):
+        push_cache(cache / "gone", "me/encoded")
+
+
+def test_a_cache_that_lacks_an_entry(hub, cache):
+    (cache / "tensors/two.arrow").unlink()
+    with pytest.raises(DataError, match="lacks 2 entries of its pictures"):
+        push_cache(cache, "me/encoded")
+    assert not hub.requests
+
+
 def test_fetching_again_downloads_what_is_missing(hub, cache):
     push_cache(cache, "me/encoded")
     fetch_cache("me/encoded")
     assert len(hub.asked("GET", "/resolve/")) == len(content(cache))  # and not the card
-    write_shard(cache, "three")
+    write_shard(cache, "three", kind="context")
     push_cache(cache, "me/encoded")
     hub.requests.clear()
     fetch_cache("me/encoded")
@@ -244,7 +287,7 @@ def test_a_stopped_push_goes_on_where_it_was(hub, cache):
 
 def test_branches_are_apart(hub, cache):
     push_cache(cache, "me/encoded")
-    write_shard(cache, "three")
+    write_shard(cache, "three", kind="context")
     url = push_cache(cache, "me/encoded", revision="larger")
     assert url == f"{hub.url}/datasets/me/encoded/tree/larger"
     assert "tensors/three.arrow" in content(fetch_cache("me/encoded", revision="larger"))
@@ -315,7 +358,7 @@ def test_a_hub_that_says_no(hub, cache, status, words):
 
 def test_a_reader_cannot_push_into_what_is_there(hub, cache):
     push_cache(cache, "me/encoded")
-    write_shard(cache, "three")
+    write_shard(cache, "three", kind="context")
     with pytest.raises(HubError, match="role write"):
         push_cache(cache, "me/encoded", token=READER)
 

@@ -13,6 +13,7 @@ nor is what a stopped push brought there.
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -25,6 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from hn.errors import DataError, HubError, OptionError
 from hn.hub.card import read_contents, write_card
+from hn.hub.selection import select
 from hn.hub_access import check_repo_id, check_token, remedied, remedy
 
 PICTURES = "pictures/train.arrow"
@@ -44,36 +46,23 @@ def push_cache(
     """Make the dataset repository `repo_id` what the cache folder is; returns its address.
 
     Private unless said otherwise: latents turn back into the pictures. `revision` is a branch,
-    which is made where it is missing. Only the cache's own files go, and a card that is written
-    anew every time. Raises `OptionError` (no id of a repository; another visibility), `DataError`
-    (no cache, or a damaged one), `HubError` (no token, no right, no network, other files there).
+    which is made where it is missing. Only the cache's own files go, of its tensors those of its
+    pictures (`hn.hub.selection`), and a card that is written anew every time.
+
+    Raises `OptionError` (no id of a repository; another visibility), `DataError` (no cache, or a
+    damaged one), `HubError` (no token, no right, no network, other files there).
     """
     check_repo_id(repo_id)
     check_token(token)
     files = cache_files(folder)
-    contents = read_contents(files)
-    card = write_card(repo_id, contents)
-    api = HfApi(token=token)
-    with remedied(f"{folder} cannot be pushed to {repo_id}"):
-        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        _check_visibility(api, repo_id, private)
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-        there = _files_there(api, repo_id, revision)
-        operations = [
-            *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
-            CommitOperationAdd(CARD, card.encode()),
-            *map(CommitOperationDelete, sorted(there - files.keys() - {CARD})),
-        ]
-        api.create_commit(
-            repo_id,
-            operations,
-            commit_message=f"Push {sum(contents.pictures.values())} pictures and "
-            f"{contents.entries.total()} entries",
-            repo_type="dataset",
-            revision=revision,
-        )
-    return str(url) if revision is None else f"{url}/tree/{revision}"
+    with (
+        remedied(f"{folder} cannot be pushed to {repo_id}"),
+        TemporaryDirectory(dir=folder, prefix=".push-") as scratch,
+    ):
+        selection = select(files, Path(scratch))
+        if selection.left_out:
+            print(f"left out: {selection.left_out} entries that belong to no picture of {folder}")
+        return _push(HfApi(token=token), repo_id, selection.files, private, revision)
 
 
 def fetch_cache(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
@@ -120,6 +109,32 @@ def cache_files(folder: Path) -> dict[str, Path]:
             "tools/cache_latents.py, or by training with latent_cache_dir."
         )
     return files
+
+
+def _push(
+    api: HfApi, repo_id: str, files: dict[str, Path], private: bool, revision: str | None
+) -> str:
+    contents = read_contents(files)
+    card = write_card(repo_id, contents)
+    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    _check_visibility(api, repo_id, private)
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+    there = _files_there(api, repo_id, revision)
+    operations = [
+        *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
+        CommitOperationAdd(CARD, card.encode()),
+        *map(CommitOperationDelete, sorted(there - files.keys() - {CARD})),
+    ]
+    api.create_commit(
+        repo_id,
+        operations,
+        commit_message=f"Push {sum(contents.pictures.values())} pictures and "
+        f"{contents.entries.total()} entries",
+        repo_type="dataset",
+        revision=revision,
+    )
+    return str(url) if revision is None else f"{url}/tree/{revision}"
 
 
 def _download(

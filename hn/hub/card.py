@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from hn.errors import DataError
+from hn.hub.selection import read_arrow
 
 SETTINGS = b"hn"  # the key of the settings in the schema's metadata, as JSON
 MAX_SETTINGS = 60
@@ -38,7 +38,7 @@ def read_contents(files: dict[str, Path]) -> Contents:
     for name, path in tqdm(
         files.items(), desc="reading the cache", unit="file", leave=False, disable=len(files) < 100
     ):
-        table = _read(path)
+        table = read_arrow(path)
         contents.size += path.stat().st_size
         if name.startswith("tensors/"):
             contents.entries.update(_column(table, "kind", "entry"))
@@ -66,17 +66,6 @@ def write_card(repo_id: str, contents: Contents) -> str:
         size=_readable(contents.size),
         settings=_settings_table(contents.settings),
     )
-
-
-def _read(path: Path) -> pa.Table:
-    """An Arrow file of streaming format, mapped into memory. Raises `DataError`."""
-    try:
-        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path} is damaged ({str(error).strip() or type(error).__name__}): remove it and "
-            "encode the pictures again; what is whole is not encoded twice"
-        ) from error
 
 
 def _column(table: pa.Table, name: str, missing: Any) -> Iterable[Any]:
@@ -187,6 +176,7 @@ One row for each picture.
 | captions | its captions, one or several |
 | source | where the captions were found |
 | content | SHA-256 of the picture's file |
+| mask | SHA-256 of its mask's file, if it has one |
 | width, height | its size in pixels before it was cut |
 | size | width and height of what was encoded |
 | keys | its entries in `tensors`: one for each crop and mirror image |
