@@ -11,12 +11,11 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hn.config import SECTIONS, Config
-from hn.errors import OptionError
+from hn.errors import OptionError, meant
 from hn.limits import check
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -81,7 +80,7 @@ def read_toml(path: Path) -> Config:
     for section, values in content.items():
         if section not in SECTIONS or not isinstance(values, dict):
             raise OptionError(
-                f"{path}: unknown section [{section}]{_meant(section, SECTIONS)}; there are "
+                f"{path}: unknown section [{section}]{meant(section, SECTIONS)}; there are "
                 f"{SECTIONS}"
             )
         config = replace(
@@ -124,16 +123,11 @@ def _read_section(section: Any, values: dict[str, Any], where: str) -> Any:
     hints = get_type_hints(type(section))
     for key in values:
         if key not in hints:
-            raise OptionError(f"{where}: unknown setting '{key}'{_meant(key, hints)}")
+            raise OptionError(f"{where}: unknown setting '{key}'{meant(key, hints)}")
     return replace(
         section,
         **{key: _converted(value, hints[key], f"{where}.{key}") for key, value in values.items()},
     )
-
-
-def _meant(word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:

@@ -5,6 +5,8 @@ folder. Each message says which setting or file, what was found, what is allowed
 next.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 INTERRUPTED = 75  # saved, can be resumed
@@ -22,6 +24,12 @@ def shown(value: Any) -> str:
         more = ", ..." if len(value) > 8 else ""
         return f"({', '.join(map(_shown_alone, value[:8]))}{more})"
     return _shown_alone(value)
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A question after the known word that `word` resembles; nothing if it resembles none."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _shown_alone(value: Any) -> str:
