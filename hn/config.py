@@ -72,6 +72,11 @@ class DataConfig:
     train_data_dir: str | None = None
     """Folder of pictures with captions in .txt files beside them, or in one metadata.jsonl or
     metadata.csv with the columns file_name and caption_column; "demo" is the embedded set."""
+    train_folders: str | None = None
+    """Instead of one folder: a TOML file that names several, each in a [[folder]] table with path
+    and, where wanted, repeats, loss_weight, regularization, missing_caption, caption_prefix,
+    caption_suffix. Pictures for regularization show what was known before: their captions are used
+    alone, as many are drawn as of the others, and loss_weight is the weight of their loss."""
     dataset_name: str | None = None
     """Instead of a folder: an HF dataset, as hub id or folder of its data files."""
     dataset_config_name: str | None = None
@@ -111,6 +116,10 @@ class DataConfig:
     use_alpha_weights: bool = False
     """Read the alpha channel as what to learn: the loss of each place is weighted with it, from 0
     where it is lowest; the colours are those beneath it. Off: transparency is laid on white."""
+    use_mask_files: bool = False
+    """Read photo.mask.png beside photo.jpg as what to learn: the loss of each place is weighted
+    with it, white counts most, black not at all. A picture without one counts evenly. Off: these
+    files are not used."""
     random_flip: bool = False
     """Mirror half of the samples."""
     missing_caption: Literal["error", "filename", "empty"] = "error"

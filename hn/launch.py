@@ -11,6 +11,7 @@ from hn.config import Config, DataConfig
 from hn.data.caching import Cache
 from hn.data.index import Index
 from hn.errors import OptionError, shown
+from hn.hub import fetch_cache
 from hn.storage import write_bytes
 from hn.training.status import Status
 
@@ -74,12 +75,16 @@ def resolve(config: Config, accelerator: Accelerator, folder: Path) -> Config:
 def _with_cached_data(config: Config) -> Config:
     data, default = config.data, DataConfig()
     assert data.cached_data_dir is not None
-    settings = Index.open(Cache(Path(data.cached_data_dir)).index_path("train")).about.settings
+    folder = Path(data.cached_data_dir)
+    if not folder.exists():
+        folder = fetch_cache(data.cached_data_dir)
+    settings = Index.open(Cache(folder).index_path("train")).about.settings
+    data = replace(data, cached_data_dir=str(folder))
     for name, found in settings.items():
         asked, value = getattr(data, name), tuple(found) if isinstance(found, list) else found
         if asked not in (getattr(default, name), value):
             raise OptionError(
-                f"{name} is {shown(asked)}, but {data.cached_data_dir} was made with "
+                f"{name} is {shown(asked)}, but {folder} was made with "
                 f"{shown(value)}: leave {name} out, or make another cache"
             )
         data = replace(data, **{name: value})

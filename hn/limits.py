@@ -113,7 +113,8 @@ def _word_faults(data: DataConfig) -> list[str]:
         return [f"{setting} is not a regular expression: {error}"]
     if groups > 1:
         return [f"{setting} has {groups} groups, so it is not one word; write them as (?:...)"]
-    if data.filename_word_regex and data.missing_caption != "filename":
+    from_names = data.missing_caption == "filename" or data.train_folders is not None
+    if data.filename_word_regex and not from_names:
         return [f"{setting} is for missing_caption filename; found {data.missing_caption}"]
     return []
 
@@ -133,6 +134,33 @@ def _tag_faults(data: DataConfig) -> list[str]:
     return faults
 
 
+def _source_faults(data: DataConfig) -> list[str]:
+    """Where pictures come from, and what does not go with it."""
+    faults = []
+    settings = ("train_data_dir", "train_folders", "dataset_name", "cached_data_dir")
+    given = [name for name in settings if getattr(data, name)]
+    if len(given) != 1:
+        faults.append(
+            f"give one of {', '.join(settings)}; found {' and '.join(given) or 'none of them'}"
+        )
+    if data.cached_data_dir and data.validation_data_dir:
+        faults.append(
+            "validation_data_dir is for pictures, but cached_data_dir has held-out ones of its own "
+            "if it was made with them: give one of the two"
+        )
+    if data.use_mask_files and data.dataset_name:
+        faults.append(
+            "use_mask_files is for files beside the pictures of a folder; found dataset_name "
+            f"{data.dataset_name}"
+        )
+    if data.use_mask_files and data.use_alpha_weights:
+        faults.append(
+            "use_mask_files and use_alpha_weights both say how much each place counts: give one of "
+            "the two"
+        )
+    return faults
+
+
 def _combination_faults(config: Config) -> list[str]:
     faults = []
     if not config.model.pretrained_model_name_or_path:
@@ -140,21 +168,11 @@ def _combination_faults(config: Config) -> list[str]:
             "pretrained_model_name_or_path is missing: give a diffusers folder or hub id, or "
             "--config demo"
         )
-    settings = ("train_data_dir", "dataset_name", "cached_data_dir")
-    sources = [name for name in settings if getattr(config.data, name)]
-    if len(sources) != 1:
-        faults.append(
-            f"give one of {', '.join(settings)}; found {' and '.join(sources) or 'none of them'}"
-        )
+    faults += _source_faults(config.data)
     if config.data.random_crop and config.data.resize_mode in ("pad", "stretch"):
         faults.append(
             f"random_crop is for resize_mode crop or bucket, since {config.data.resize_mode} "
             "leaves nothing to cut off: give one of the two"
-        )
-    if config.data.cached_data_dir is not None and config.data.validation_data_dir is not None:
-        faults.append(
-            "validation_data_dir is for pictures, but cached_data_dir has held-out ones of its own "
-            "if it was made with them: give one of the two"
         )
     name = config.network.name
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):

@@ -11,9 +11,11 @@ from torch import Tensor
 from hn.config import DataConfig
 from hn.data.buckets import step_of
 from hn.data.caching import Cache, cache_pictures
+from hn.data.decoding import survey
 from hn.data.encoding import Encoder
 from hn.data.framing import Framing
-from hn.data.index import SCHEMA, Index
+from hn.data.images import examples_of
+from hn.data.index import IDENTITY, SCHEMA, Index, digest_of
 from hn.data.latents import Latents
 from hn.data.store import Store, key_of
 from hn.data.workers import ALONE, Workers
@@ -59,8 +61,11 @@ def make(
     rows = range(len(moments))
     values: dict[str, list[Any]] = {
         "name": [f"{row}.png" for row in rows],
-        "captions": [[f"picture {row}"] for row in rows],
-        "source": ["text file" for _ in rows],
+        "caption": [f"picture {row}" for row in rows],
+        "other_captions": [[] for _ in rows],
+        "caption_source": ["text file" for _ in rows],
+        "caption_prefix": [None for _ in rows],
+        "caption_suffix": [None for _ in rows],
         "content": [bytes([row % 256]) * 32 for row in rows],
         "mask": [None for _ in rows],
         "width": [16 for _ in rows],
@@ -95,3 +100,14 @@ def all_weights(latents: Latents) -> Tensor | None:
         for row in range(len(latents))
     ]
     return None if rows[0] is None else torch.stack(rows)
+
+
+def digest(dataset: Dataset) -> str:
+    """The digest that an index of these pictures has."""
+    found = [*map(survey, examples_of(dataset))]
+    columns = {
+        "content": [it.content for it in found],
+        "mask": [it.mask for it in found],
+        **{name: dataset[name][:] for name in IDENTITY if name not in ("content", "mask")},
+    }
+    return digest_of(pa.table(columns, pa.schema([SCHEMA.field(name) for name in columns])))

@@ -10,7 +10,7 @@ from hn.config import DataConfig
 from hn.data.batches import Batches, Layout
 from hn.data.contexts import Contexts
 from hn.data.images import load_examples
-from hn.data.prompts import Prompts, captions_of
+from hn.data.prompts import Prompts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition, Denoiser
@@ -45,7 +45,7 @@ def test_every_module_learns_by_step_2_and_nothing_else_does(
     data = DataConfig(train_data_dir=str(pictures), resolution=(16,))
     dataset = load_examples(data)
     net = Hypernetwork.create(base.dims, activation_func=activation, seed=0)
-    prompts = Prompts(captions_of(dataset), ["[filewords]"], "x", data, 0)
+    prompts = Prompts.of(dataset, ["[filewords]"], "x", data, 0)
     latents = caches.encode(tmp_path, dataset, base, data)
     layout = Layout(batch_size=2, accumulation=1)
     batches = Batches(latents, prompts, Contexts(base), layout, 0)

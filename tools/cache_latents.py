@@ -12,6 +12,7 @@ an edit, it encodes what has changed and says why.
 
 import argparse
 import sys
+from pathlib import Path
 
 from hn import cli
 from hn.config import Config
@@ -26,6 +27,8 @@ def main() -> int:
     """Read the flags, cache."""
     PARSER.add_argument("-o", "--output", required=True, help="folder of the cache")
     PARSER.add_argument("--verify", type=int, default=0, help="encode so many pictures again")
+    PARSER.add_argument("--push_to_hub", metavar="ID", help="publish it as a dataset, owner/name")
+    PARSER.add_argument("--public", action="store_true", help="for everyone; else only for you")
     args, settings = PARSER.parse_known_args()
     try:
         config = cli.parse([*settings, "--latent_cache_dir", args.output])
@@ -33,6 +36,8 @@ def main() -> int:
             raise OptionError(f"verify must not be negative; found {args.verify}")
         if config.data.cached_data_dir is not None:
             raise OptionError("cached_data_dir is encoded already: give pictures to encode")
+        if args.push_to_hub is not None:
+            check_destination(args.push_to_hub)
         cache(config, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,6 +52,7 @@ def cache(config: Config, args: argparse.Namespace) -> None:
     from hn import build, launch
     from hn.data import caching
     from hn.data.contexts import Contexts
+    from hn.hub import push_cache
 
     accelerator = launch.build_accelerator(config)
     config = launch.resolve(config, accelerator, launch.run_folder(config))
@@ -58,13 +64,25 @@ def cache(config: Config, args: argparse.Namespace) -> None:
     latents = build.build_latents(config, accelerator, datasets.train, base, store, "train")
     build.build_contexts(config, accelerator, latents, contexts, base)
     accelerator.print(f"{args.output}: {len(latents)} pictures, {len(store.store)} entries")
-    if args.verify and accelerator.is_main_process:
+    if not accelerator.is_main_process:
+        return
+    if args.verify:
         assert datasets.train is not None
         encoder = build.build_encoder(config, base)
         found = caching.verify(datasets.train, encoder, latents.index, store.store, args.verify)
         print(found)
         if not found.same:
             raise DataError(f"{args.output} holds something else for {found.name}: remove it")
+    if args.push_to_hub is not None:
+        print(push_cache(Path(args.output), args.push_to_hub, private=not args.public))
+
+
+def check_destination(repo_id: str) -> None:
+    """Raises `OptionError` or `HubError` for what cannot be pushed to, before anything is done."""
+    from hn.hub_access import check_repo_id, check_token
+
+    check_repo_id(repo_id)
+    check_token(None)
 
 
 if __name__ == "__main__":

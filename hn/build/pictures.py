@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -10,19 +11,22 @@ from datasets import Dataset
 from hn import rng
 from hn.config import Config
 from hn.data.batches import Batch, Batches, Layout
+from hn.data.bucket_table import bucket_table, write_pictures
 from hn.data.buckets import step_of
 from hn.data.caching import Cache, cache_pictures
 from hn.data.captions import load_template
+from hn.data.checks import check_pictures
 from hn.data.contexts import Contexts
 from hn.data.encoding import Encoder
 from hn.data.framing import Framing
-from hn.data.images import check_pictures, load_examples, read_configured_folder
+from hn.data.images import load_examples, read_configured_folder
 from hn.data.index import Index
 from hn.data.latents import Latents
-from hn.data.prompts import Prompts, check_captions
+from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts, check_captions
 from hn.data.workers import Workers
 from hn.diffusion import objective
-from hn.diffusion.base_model import BaseModel, check_layout
+from hn.diffusion.base_model import BaseModel
+from hn.diffusion.layout import check_layout
 from hn.evaluation.heldout import Pictures
 
 
@@ -37,19 +41,24 @@ class Datasets:
 def build_datasets(config: Config, accelerator: Accelerator) -> Datasets:
     """The pictures, all of them decoded once."""
     # A wrong model should not wait for the pictures.
-    check_layout(config.model.pretrained_model_name_or_path)
+    model = config.model
+    check_layout(
+        model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant
+    )
     data = config.data
+    build_framing(config)
     template = load_template(data.template)
     if data.cached_data_dir is not None:
         return Datasets()
     train = load_examples(data)
     accelerator.print(check_captions(train, template, data))
-    check_pictures(train, data.size)
+    known = build_cache(config).known
+    check_pictures(train, known("train"))
     if data.validation_data_dir is None:
         return Datasets(train)
     held_out = read_configured_folder(data, "validation_data_dir")
     check_captions(held_out, template, data)
-    check_pictures(held_out, data.size)
+    check_pictures(held_out, known("validation"))
     return Datasets(train, held_out)
 
 
@@ -75,6 +84,8 @@ def build_latents(
     else:
         encoder, workers = build_encoder(config, base, split), build_workers(accelerator)
         index = cache_pictures(dataset, encoder, cache, split, workers)
+        if split == "train" and accelerator.is_main_process:
+            _report_sizes(config, index, cache)
     return Latents(index, cache.store, config.data.latent_sampling, config.training.seed)
 
 
@@ -83,7 +94,14 @@ def build_encoder(config: Config, base: BaseModel, split: str = "train") -> Enco
     data = config.data
     if split == "validation":
         data = replace(data, random_crop=False, random_flip=False)
-    return Encoder(base, data, Framing.of(data, step_of(base.name)), config.training.seed)
+    return Encoder(base, data, build_framing(config), config.training.seed)
+
+
+def build_framing(config: Config) -> Framing:
+    """How pictures are fitted. Raises `OptionError` if the resolution has no room for a bucket."""
+    model = config.model
+    step = step_of(model.pretrained_model_name_or_path, model.revision)
+    return Framing.of(config.data, step)
 
 
 def build_workers(accelerator: Accelerator) -> Workers:
@@ -102,9 +120,11 @@ def build_contexts(
     """What draws prompts; where all that it can draw are few, they are encoded now."""
     prompts = _build_prompts(config, latents.index)
     every_prompt = prompts.all()
-    examples = [prompt for of_picture in prompts.plain() for prompt in of_picture]
-    for remark in base.text_encoder.remarks(every_prompt or examples):
+    remarks = base.text_encoder.remarks(every_prompt or prompts.examples())
+    for remark in remarks:
         accelerator.print(remark)
+    if remarks and len(prompts) > ALL_PROMPTS_LIMIT:
+        accelerator.print(f"that is of {ALL_PROMPTS_LIMIT} pictures looked at, of {len(prompts)}")
     if every_prompt is not None:
         contexts.cache(every_prompt, build_workers(accelerator))
         base.free_text_encoder()
@@ -154,7 +174,8 @@ def build_held_out(
     if datasets.held_out is None and not cached:
         return None
     latents = build_latents(config, accelerator, datasets.held_out, base, cache, "validation")
-    prompts = [of_picture[0] for of_picture in _build_prompts(config, latents.index).plain()]
+    written = _build_prompts(config, latents.index)
+    prompts = [written.plain(picture)[0] for picture in range(len(written))]
     contexts.cache(prompts, build_workers(accelerator))
     rows = list(range(len(latents)))
     weights = latents.weights(rows, [0] * len(rows))
@@ -180,6 +201,14 @@ def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.No
     ).to(base.device)
 
 
+def _report_sizes(config: Config, index: Index, cache: Cache) -> None:
+    """Say what becomes of the pictures, and of each in a table beside the cache."""
+    framing, names = build_framing(config), index.words["name"]
+    pictures = np.stack([index.numbers("width"), index.numbers("height")], axis=1)
+    print(bucket_table(names, pictures, framing, config.training.train_batch_size))
+    write_pictures(cache.folder / "pictures.csv", names[:], pictures, framing)
+
+
 def _build_prompts(config: Config, index: Index) -> Prompts:
     template = load_template(config.data.template)
-    return Prompts(index.captions, template, config.network.name, config.data, config.training.seed)
+    return Prompts.of(index.words, template, config.network.name, config.data, config.training.seed)

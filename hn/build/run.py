@@ -53,7 +53,8 @@ def build_state(
         **{
             key: value
             for key, value in asdict(data).items()
-            if not key.endswith(("_dir", "_name", "_column")) and key != "vae_batch_size"
+            if not key.endswith(("_dir", "_folders", "_name", "_column"))
+            if key != "vae_batch_size"
         },
     }
     state = TrainingState(

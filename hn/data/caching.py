@@ -20,7 +20,7 @@ from tqdm import tqdm
 from hn.data.decoding import survey
 from hn.data.encoding import Encoder, Job
 from hn.data.images import examples_of, named
-from hn.data.index import Index
+from hn.data.index import Contents, Index
 from hn.data.shards import Shards, told
 from hn.data.store import Store, write_table
 from hn.data.workers import ALONE, Workers
@@ -47,6 +47,11 @@ class Cache:
     def index_path(self, split: str) -> Path:
         """Where the index of training or of held-out pictures lies."""
         return self._source / "pictures" / f"{split}.arrow"
+
+    def known(self, split: str) -> Contents:
+        """The contents of pictures that were encoded before."""
+        earlier = _earlier(self.index_path(split))
+        return Contents() if earlier is None else earlier.contents
 
 
 def cache_pictures(
@@ -123,9 +128,10 @@ def _say(tables: list[pa.Table], count: int, damaged: list[str]) -> None:
         print(f"encoded, {reason}: {named(names)}")
     if damaged:
         print(f"damaged, and encoded anew where needed: {named(damaged)}")
-    even = [name for part in parts for name in part.even]
-    if even:
-        print(f"weighted evenly, since their alpha is constant or missing: {named(even)}")
+    even, weighing = [name for part in parts for name in part.even], parts[0].weighing
+    if weighing and even:
+        kind = "alpha is constant or missing" if weighing == "alpha" else "mask is constant"
+        print(f"weighted evenly, since their {kind}: {named(even)}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from hn.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 100_000_000  # refused from the header alone; a 10,000 x 10,000 picture passes
-Image.MAX_IMAGE_PIXELS = (
-    None  # Pillow's own limit: it warns, and filters of warnings know no threads
-)
+# What is too many, we decide. Pillow warns first, and filters of warnings know no threads.
+Image.MAX_IMAGE_PIXELS = None
 _PNG_DEPTH = 24  # where a PNG says how many bits a channel has
 
 
@@ -29,6 +28,7 @@ class Example:
     source: dict[str, Any]  # {"path": ..., "bytes": ...}, as datasets keeps an undecoded picture
     caption: str
     other_captions: tuple[str, ...] = ()  # that may be drawn instead
+    mask: dict[str, Any] | None = None  # as `source`: what of it is to be learnt
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -62,6 +62,7 @@ class Survey:
 
     content: bytes  # SHA-256 of its file
     size: tuple[int, int]  # width and height, upright
+    mask: bytes | None = None  # SHA-256 of its mask's file, if that counts
 
 
 def survey(example: Example) -> Survey:
@@ -72,14 +73,22 @@ def survey(example: Example) -> Survey:
         told = picture.format != "PNG" or b"eXIf" in content or b"Raw profile" in content
         turned = told and picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
         size = (height, width) if turned else (width, height)
-        return Survey(hashlib.sha256(content).digest(), size)
+        mask = None
+        if example.mask is not None:
+            mask = hashlib.sha256(read_content(replace(example, source=example.mask))).digest()
+        return Survey(hashlib.sha256(content).digest(), size, mask)
 
 
 def decode(example: Example) -> Decoded:
     """Decode a picture wholly. Raises `DataError` naming it."""
+    return read_and_decode(example)[1]
+
+
+def read_and_decode(example: Example) -> tuple[bytes, Decoded]:
+    """The bytes of a picture, and decoded wholly. Raises `DataError` naming it."""
     with _opened(example) as (picture, content):
         picture.load()
-        return _decoded(picture, content)
+        return content, _decoded(picture, content)
 
 
 def open_picture(example: Example) -> Image.Image:

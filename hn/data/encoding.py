@@ -11,21 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hn import rng
 from hn.config import DataConfig
-from hn.data.ahead import ahead
 from hn.data.decoding import Example, Survey, open_picture, open_with_alpha
 from hn.data.framing import (
     CENTRE,
     Frame,
     Framing,
     loss_weights,
+    mask_weights,
     picture_shares,
     to_levels,
     to_tensor,
 )
+from hn.data.masks import check_mask, read_mask
+from hn.data.parallel import in_order, thread_count
 from hn.data.store import DTYPES, key_of
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, NumericsError
@@ -43,6 +46,7 @@ SHAPING = (
     "crops_per_image",
     "random_flip",
     "use_alpha_weights",
+    "use_mask_files",
     "latent_cache_dtype",
 )
 
@@ -103,9 +107,11 @@ class Encoder:
         return crops * (2 if self._config.random_flip else 1)
 
     @property
-    def weighs(self) -> bool:
-        """Whether places may count differently."""
-        return self._config.use_alpha_weights or self._config.resize_mode == "pad"
+    def weighing(self) -> str | None:
+        """What of a picture says how much each place counts, in words."""
+        if self._config.use_mask_files:
+            return "mask"
+        return "alpha" if self._config.use_alpha_weights else None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -134,7 +140,7 @@ class Encoder:
         picture whose latents are not finite.
         """
         waiting: dict[torch.Size, list[_Pixels]] = {}
-        for crops in ahead(self._crops, jobs):
+        for crops in in_order(self._crops, jobs, thread_count()):
             if isinstance(crops, DataError):
                 yield Encoded({}, 1, str(crops))
                 continue
@@ -150,35 +156,47 @@ class Encoder:
 
     def weights_key(self, found: Survey) -> bytes | None:
         """The key of a picture's loss weights; None where all places count the same anyway."""
-        if not self.weighs:
+        alpha = self._config.use_alpha_weights
+        if not alpha and found.mask is None and self._config.resize_mode != "pad":
             return None
         described = {
             "format": FORMAT,
             "frames": [_described(frame) for frame in self._frames(found)],
             "downscaling": self._base.downscaling,
-            "alpha": self._config.use_alpha_weights,
         }
-        return key_of("loss weights", json.dumps(described), found.content)
+        read = found.content if alpha else found.mask or b""
+        return key_of("weights", self.weighing or "padding", json.dumps(described), read)
 
-    def weights(self, example: Example, found: Survey) -> Tensor | DataError:
-        """Loss weights (crops, 1, h, w) from what is padding and from a picture's alpha channel, or
-        what is wrong with it: all that is seen of it is transparent.
+    def weights(self, example: Example, found: Survey) -> Tensor | str:
+        """Loss weights (crops, 1, h, w) from what is padding and from a picture's alpha channel or
+        its mask; or what is wrong with these: nothing that is seen counts.
         """
         frames = self._frames(found)
         shares = torch.stack([picture_shares(frame, self._cells(frame)) for frame in frames])
-        if not self._config.use_alpha_weights:
-            return loss_weights(torch.ones_like(shares), shares)
         try:
-            _, alpha = open_with_alpha(example)
+            counts = self._counts(example, found)
         except DataError as error:
-            return error
-        levels = torch.stack([to_levels(alpha, frame, self._cells(frame)) for frame in frames])
-        if not levels[shares > 0].any():
-            return DataError(
-                f"{example.name}: all that the crop shows is transparent, with use_alpha_weights. "
-                "Crop it yourself, set resize_mode to pad or stretch, or remove it"
-            )
-        return loss_weights(levels, shares)
+            return str(error)
+        if counts is None:
+            return mask_weights(torch.ones_like(shares), shares)
+        levels = torch.stack([to_levels(counts, frame, self._cells(frame)) for frame in frames])
+        if levels[shares > 0].any():
+            return (mask_weights if found.mask else loss_weights)(levels, shares)
+        lowest = "black in its mask" if found.mask else "transparent"
+        return (
+            f"all that the crop shows is {lowest}. Crop it yourself, set resize_mode to pad or "
+            "stretch, or remove it"
+        )
+
+    def _counts(self, example: Example, found: Survey) -> Image.Image | None:
+        """How much each place of a picture counts, as levels of any size. Raises `DataError`."""
+        if self._config.use_alpha_weights:
+            return open_with_alpha(example)[1]
+        mask = read_mask(example)
+        if mask is None:
+            return None
+        check_mask(example, mask[1], found.size)
+        return mask[1]
 
     def _cells(self, frame: Frame) -> tuple[int, int]:
         """Height and width of a frame's latents."""

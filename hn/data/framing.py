@@ -260,3 +260,15 @@ def loss_weights(levels: Tensor, shares: Tensor) -> Tensor:
     lowest = seen.min()
     weights = shares if lowest == seen.max() else (levels - lowest).clamp(min=0) * shares
     return weights / weights.mean()
+
+
+def mask_weights(levels: Tensor, shares: Tensor) -> Tensor:
+    """Weights (V, 1, h, w) of mean 1 from mask levels and shares of one picture's crops.
+
+    Twice as bright counts twice as much, black counts nothing. Unlike with `loss_weights` the
+    lowest level is not taken away: a mask of grey and white means that the grey counts too. Levels
+    that are all the same say nothing.
+    """
+    seen = levels[shares > 0]
+    weights = shares if seen.min() == seen.max() else levels * shares
+    return weights / weights.mean()

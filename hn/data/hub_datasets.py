@@ -1,24 +1,27 @@
 """HF datasets: their pictures and what is written about them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, LargeList, List, Value, load_dataset
 from datasets import Image as ImageFeature
 from pyarrow.lib import ArrowException
+from tqdm import tqdm
 
 from hn.config import DataConfig
 from hn.data.captions import check_caption
+from hn.data.columns import batches
 from hn.data.folder_captions import Captioned, lines_of
 from hn.errors import DataError
 from hn.hub_access import LOG_IN, said
 
 
-def read_hub_dataset(config: DataConfig) -> tuple[Dataset, list[Captioned]]:
-    """The pictures, undecoded, as a dataset of `image`, and the captions of each.
+def read_hub_dataset(config: DataConfig) -> tuple[Dataset, Iterator[Captioned]]:
+    """The pictures, undecoded, as a dataset of `image`, and the captions of each, one by one.
 
     A column of texts gives one caption each, a column of lists of texts several. Raises `DataError`
-    for what cannot be loaded, for columns that are missing or hold something else, and for rows
-    without a caption.
+    for what cannot be loaded, for columns that are missing or hold something else, and, after the
+    last row, for those without a caption.
     """
     dataset = _load(config)
     columns = {"image_column": config.image_column, "caption_column": config.caption_column}
@@ -28,7 +31,7 @@ def read_hub_dataset(config: DataConfig) -> tuple[Dataset, list[Captioned]]:
                 f"{setting} '{column}' is not a column of {config.dataset_name}: it has "
                 f"{dataset.column_names}"
             )
-    captions = _cast(dataset, "caption_column", config)[config.caption_column]
+    captions = _cast(dataset, "caption_column", config)
     pictures = _cast(dataset, "image_column", config)
     if config.image_column != "image":  # renaming to the same name is refused
         pictures = pictures.rename_column(config.image_column, "image")
@@ -67,23 +70,29 @@ def _cast(dataset: Dataset, setting: str, config: DataConfig) -> Dataset:
         ) from error
 
 
-def _captioned(values: Any, config: DataConfig) -> list[Captioned]:
+def _captioned(dataset: Dataset, config: DataConfig) -> Iterator[Captioned]:
     """The captions of each row. Raises `DataError` for rows without, or with some that are none."""
-    rows = [value if isinstance(value, list) else [value] for value in values]
-    empty = [row for row, captions in enumerate(rows) if not captions or not all(captions)]
-    if empty and config.missing_caption != "empty":
-        raise DataError(
-            f"{len(empty)} rows of {config.dataset_name} have no caption, the first is row "
-            f"{empty[0]}. Mend them, or set missing_caption to empty."
-        )
-    for row, captions in enumerate(rows):
+    empty: list[int] = []
+    rows = tqdm(
+        (value for batch in batches(dataset, [config.caption_column]) for (value,) in batch),
+        desc="reading captions",
+        unit="row",
+        total=len(dataset),
+        leave=False,
+    )
+    for row, value in enumerate(rows):
+        captions = value if isinstance(value, list) else [value]
+        if not captions or not all(captions):
+            empty.append(row)
         try:
             for caption in captions:
                 check_caption(caption or "")
         except ValueError as error:
             raise DataError(f"row {row} of {config.dataset_name}: {error}") from error
-    filled = [[caption or "" for caption in captions] or [""] for captions in rows]
-    return [
-        Captioned(lines_of(captions) if config.caption_lines else captions, "column")
-        for captions in filled
-    ]
+        filled = [caption or "" for caption in captions] or [""]
+        yield Captioned(lines_of(filled) if config.caption_lines else filled, "column")
+    if empty and config.missing_caption != "empty":
+        raise DataError(
+            f"{len(empty)} rows of {config.dataset_name} have no caption, the first is row "
+            f"{empty[0]}. Mend them, or set missing_caption to empty."
+        )

@@ -4,31 +4,35 @@ A folder's captions are read by us: datasets' own `imagefolder` loader drops `.t
 a word.
 """
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from tqdm import tqdm
 
 from hn.config import DataConfig
-from hn.data.decoding import Example, decode, read_content
+from hn.data import balance
+from hn.data.columns import dataset_of, with_counts, with_words
+from hn.data.decoding import Example
 from hn.data.folder_captions import Captioned, CaptionReader
+from hn.data.folder_table import TrainFolder, read_folder_table
 from hn.data.hub_datasets import read_hub_dataset
+from hn.data.masks import Masks, find_masks, is_mask
 from hn.data.metadata import Metadata, read_metadata
 from hn.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHOWN_FAULTS = 20
 NAMED = 5
+MAX_ENTRIES = 2**31 - 1  # of an epoch
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The pictures of a folder, by name, with their captions, and what is wrong with these."""
+    """The pictures of a folder, by name, with what goes with them, and what is wrong with that."""
 
     pictures: list[Path]
     captions: dict[str, Captioned]  # by name of the picture, where they can be used
@@ -36,6 +40,7 @@ class Folder:
     others: list[str]  # what is wrong with metadata, and where two pictures have one caption file
     unused: list[str]  # names of what is neither; sub-folders end with a slash
     metadata: Metadata
+    masks: Masks = field(default_factory=lambda: Masks({}, [], []))
 
     @property
     def texts(self) -> dict[str, str]:
@@ -45,19 +50,22 @@ class Folder:
     @property
     def faults(self) -> list[str]:
         """All that is wrong."""
-        return [*self.unusable.values(), *self.others]
+        return [*self.unusable.values(), *self.others, *self.masks.faults]
 
 
 def load_examples(config: DataConfig) -> Dataset:
-    """The training pictures as a dataset of `image` (undecoded), `caption`, `name`,
-    `other_captions` and `caption_source`.
+    """The training pictures as a dataset of the columns of `hn.data.columns`.
 
-    Raises `DataError` listing what is wrong with the folder, its captions, or the HF dataset.
+    Raises `DataError` listing what is wrong with the folders, their captions, or the HF dataset.
     """
     if config.train_data_dir is not None:
         return read_configured_folder(config, "train_data_dir")
+    if config.train_folders is not None:
+        return _read_folders(read_folder_table(Path(config.train_folders)), config)
     pictures, written = read_hub_dataset(config)
-    return _with_captions(pictures, written, [f"row {row}" for row in range(len(written))])
+    return with_counts(
+        with_words(pictures, ((f"row {row}", it, None) for row, it in enumerate(written)))
+    )
 
 
 def read_configured_folder(config: DataConfig, setting: str) -> Dataset:
@@ -66,41 +74,105 @@ def read_configured_folder(config: DataConfig, setting: str) -> Dataset:
         Path(getattr(config, setting)),
         config.missing_caption,
         setting=setting,
-        word_regex=config.filename_word_regex,
-        join_string=config.filename_join_string,
-        caption_column=config.caption_column,
-        caption_lines=config.caption_lines,
+        **_choices(config),
     )
 
 
-def read_folder(
-    folder: Path,
-    missing_caption: str,
-    *,
-    setting: str,
-    **choices: Any,
-) -> Dataset:
-    """The pictures of a folder (not of its sub-folders), sorted by name, with their captions.
+def read_folder(folder: Path, missing_caption: str, **choices: Any) -> Dataset:
+    """The pictures of a folder (not of its sub-folders), sorted by name, each counted once.
 
-    `choices` as for `scan_folder`. Raises `DataError` naming the `setting` and all captions that
-    cannot be used.
+    `choices` as for `scan_folder`. Raises `DataError` naming the `setting` and all captions and
+    masks that cannot be used.
     """
+    return with_counts(_read_pictures(folder, missing_caption, **choices))
+
+
+def _choices(config: DataConfig) -> dict[str, Any]:
+    """How these settings want a folder to be read."""
+    return {
+        "word_regex": config.filename_word_regex,
+        "join_string": config.filename_join_string,
+        "caption_column": config.caption_column,
+        "caption_lines": config.caption_lines,
+        "mask_files": config.use_mask_files,
+    }
+
+
+def _read_folders(folders: list[TrainFolder], config: DataConfig) -> Dataset:
+    """The pictures of several folders, in their order, training and regularization balanced."""
+    parts, faults = [], []
+    for folder in folders:
+        try:
+            parts.append(_read_part(folder, config))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(faults))
+    dataset = concatenate_datasets(parts)
+    counted = dataset.with_format("numpy")
+    repeats, regularization = counted["repeats"][:], counted["regularization"][:]
+    if regularization.any():
+        print(balance.in_words(repeats, regularization))
+    entries = balance.balanced(repeats, regularization)
+    if entries.sum() > MAX_ENTRIES:
+        raise DataError(
+            f"train_folders '{config.train_folders}' makes {entries.sum()} entries of an epoch; at "
+            f"most {MAX_ENTRIES} are counted: lower repeats"
+        )
+    counts = dataset_of([{"repeats": entries}], Features({"repeats": Value("int32")}))
+    return concatenate_datasets([dataset.remove_columns("repeats"), counts], axis=1)
+
+
+def _read_part(folder: TrainFolder, config: DataConfig) -> Dataset:
+    dataset = _read_pictures(
+        folder.path,
+        folder.missing_caption or config.missing_caption,
+        setting="train_folders: path",
+        label=folder.label,
+        **_choices(config),
+    )
+    return with_counts(
+        dataset,
+        repeats=folder.repeats,
+        loss_weight=folder.loss_weight,
+        regularization=folder.regularization,
+        caption_prefix=folder.caption_prefix,
+        caption_suffix=folder.caption_suffix,
+    )
+
+
+def _read_pictures(
+    folder: Path, missing_caption: str, *, setting: str, label: str = "", **choices: Any
+) -> Dataset:
+    """As `read_folder`, not counted; a `label` stands before the names, as a folder does."""
     found = scan_folder(folder, missing_caption, setting=setting, **choices)
+    _print_unused(folder, found, choices.get("mask_files", False))
+    if found.faults:
+        raise DataError(
+            listed(f"{setting} '{folder}' has captions or masks that cannot be used", found.faults)
+        )
+    sources = [{"path": str(path), "bytes": None} for path in found.pictures]
+    masks = {name: str(path) for name, path in found.masks.of.items()}
+    rows = (
+        (f"{label}/{name}" if label else name, found.captions[name], masks.get(name))
+        for name in (path.name for path in found.pictures)
+    )
+    return with_words(dataset_of([{"image": sources}], _PICTURES), rows)
+
+
+def _print_unused(folder: Path, found: Folder, mask_files: bool) -> None:
+    """Say which files are not used, and which pictures lack what others have."""
     if found.unused:
         print(f"not used, of {folder}: {named(found.unused)}")
     if found.metadata.unused:
         columns = named(list(found.metadata.unused))
         print(f"columns not used, of {found.metadata.file}: {columns}")
-    if found.faults:
-        raise DataError(
-            listed(f"{setting} '{folder}' has captions that cannot be used", found.faults)
-        )
-    sources = [{"path": str(path), "bytes": None} for path in found.pictures]
-    return _with_captions(
-        Dataset.from_dict({"image": sources}, _PICTURES),
-        [found.captions[path.name] for path in found.pictures],
-        [path.name for path in found.pictures],
-    )
+    if found.masks.alone:
+        names = [path.name for path in found.masks.alone]
+        print(f"masks without a picture, of {folder}: {named(names)}")
+    without = [path.name for path in found.pictures if path.name not in found.masks.of]
+    if mask_files and without:
+        print(f"weighted evenly, since they have no mask, of {folder}: {named(without)}")
 
 
 def scan_folder(
@@ -112,10 +184,12 @@ def scan_folder(
     join_string: str = " ",
     caption_column: str = "text",
     caption_lines: bool = False,
+    mask_files: bool = False,
 ) -> Folder:
     """What the folder holds, with everything that is wrong with its captions.
 
-    See `CaptionReader` for where these are found. Raises `DataError` naming the `setting` if there
+    See `CaptionReader` for where these are found. Masks are no pictures; `mask_files` says whether
+    they are used. Raises `DataError` naming the `setting` if there
     is no such folder or no picture in it.
     """
     if not folder.is_dir():
@@ -123,7 +197,7 @@ def scan_folder(
             f"{setting} '{folder}' is not a folder. Give the folder that holds the pictures."
         )
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    pictures = [path for path in files if path.suffix.lower() in ENDINGS]
+    pictures = [path for path in files if path.suffix.lower() in ENDINGS and not is_mask(path)]
     if not pictures:
         raise DataError(
             f"{setting} '{folder}' holds no picture: {len(files)} entries, none ends with "
@@ -138,8 +212,9 @@ def scan_folder(
         lines=caption_lines,
     )
     captions, unusable, others = reader.read_all(pictures)
-    unused = _unused(files, pictures, metadata.file)
-    return Folder(pictures, captions, unusable, others, unused, metadata)
+    masks = find_masks(files if mask_files else [], pictures)
+    unused = _unused(files, pictures, masks, metadata.file)
+    return Folder(pictures, captions, unusable, others, unused, metadata, masks)
 
 
 def examples(dataset: Dataset, description: str) -> Iterator[Example]:
@@ -151,37 +226,9 @@ def examples_of(dataset: Dataset) -> Iterator[Example]:
     """Go through the dataset."""
     rows: Any = dataset
     for row in rows:
-        yield Example(row["name"], row["image"], row["caption"], tuple(row["other_captions"]))
-
-
-def check_pictures(dataset: Dataset, size: tuple[int, int]) -> str:
-    """Decode every picture once, before any model is loaded; name those smaller than `size`.
-
-    Returns a digest of all names, captions and bytes. Raises `DataError` listing all pictures that
-    cannot be used.
-    """
-    faults, enlarged = [], []
-    digest = hashlib.sha256()
-    for example in examples(dataset, "checking pictures"):
-        try:
-            picture = decode(example).pixels
-            words = "\0".join(example.captions)  # no caption holds this character
-            for part in (example.name.encode(), words.encode(), read_content(example)):
-                digest.update(hashlib.sha256(part).digest())
-            if picture.width < size[0] or picture.height < size[1]:
-                enlarged.append(example.name)
-        except DataError as error:
-            faults.append(str(error))
-    if faults:
-        raise DataError(
-            listed(
-                f"{len(faults)} of {len(dataset)} pictures cannot be used; mend or remove them",
-                faults,
-            )
+        yield Example(
+            row["name"], row["image"], row["caption"], tuple(row["other_captions"]), row["mask"]
         )
-    if enlarged:
-        print(f"enlarged, since smaller than {size[0]} x {size[1]}: {named(enlarged)}")
-    return digest.hexdigest()
 
 
 def named(names: list[str]) -> str:
@@ -197,29 +244,13 @@ def listed(headline: str, faults: list[str]) -> str:
 
 
 _PICTURES = Features({"image": ImageFeature(decode=False)})
-_WORDS = Features(
-    {
-        "caption": Value("string"),
-        "name": Value("string"),
-        "other_captions": List(Value("string")),
-        "caption_source": Value("string"),
-    }
-)
 
 
-def _with_captions(pictures: Dataset, written: list[Captioned], names: list[str]) -> Dataset:
-    """The dataset of `image` with its other columns, as `Example` has them."""
-    columns = {
-        "caption": [it.captions[0] for it in written],
-        "name": names,
-        "other_captions": [it.captions[1:] for it in written],
-        "caption_source": [it.source for it in written],
-    }
-    return concatenate_datasets([pictures, Dataset.from_dict(columns, _WORDS)], axis=1)
-
-
-def _unused(files: list[Path], pictures: list[Path], metadata_file: str | None) -> list[str]:
+def _unused(
+    files: list[Path], pictures: list[Path], masks: Masks, metadata_file: str | None
+) -> list[str]:
     used = {*pictures, *(path.with_suffix(".txt") for path in pictures)}
+    used |= {*masks.of.values(), *masks.alone}  # the latter are named apart
     return [
         path.name + "/" * path.is_dir()
         for path in files

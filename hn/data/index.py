@@ -18,6 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
+from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
 from hn.data.store import KEY_BYTES, Store, write_table
@@ -29,8 +31,11 @@ _ABOUT = b"hn"
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
-        ("captions", pa.list_(pa.string())),  # at least one
-        ("source", pa.string()),  # of the captions
+        ("caption", pa.string()),
+        ("other_captions", pa.list_(pa.string())),
+        ("caption_source", pa.string()),
+        ("caption_prefix", pa.string()),  # null: as the settings say
+        ("caption_suffix", pa.string()),
         ("content", pa.binary(32)),  # SHA-256 of the picture's file
         ("mask", pa.binary(32)),  # and of its mask's, if it has one
         ("width", pa.int32()),  # of the picture, upright
@@ -43,7 +48,10 @@ SCHEMA = pa.schema(
         ("regularization", pa.bool_()),
     ]
 )
-_IDENTITY = ("name", "captions", "content", "mask", "repeats", "loss_weight", "regularization")
+IDENTITY = [
+    *("name", "caption", "other_captions", "caption_prefix", "caption_suffix"),
+    *("content", "mask", "repeats", "loss_weight", "regularization"),
+]
 
 
 @dataclass(frozen=True)
@@ -89,13 +97,13 @@ class Index:
     def write(cls, path: Path, parts: Iterable[pa.Table], about: dict[str, Any]) -> None:
         """Join parts of an index to one file, whole or not at all. Raises `StorageError`."""
         table = pa.concat_tables(parts).combine_chunks()
-        about = {"format": FORMAT, "digest": _digest(table), **about}
+        about = {"format": FORMAT, "digest": digest_of(table), **about}
         write_table(path, table.replace_schema_metadata({_ABOUT: json.dumps(about)}))
 
-    @property
-    def captions(self) -> "Captions":
-        """The captions of each picture."""
-        return Captions(self.table.column("captions"))
+    @cached_property
+    def words(self) -> Dataset:
+        """What is written about the pictures."""
+        return Dataset(InMemoryTable(self.table.replace_schema_metadata(None)))
 
     @cached_property
     def sizes(self) -> NDArray[np.int32]:
@@ -115,6 +123,11 @@ class Index:
         """The key of a picture's loss weights; None where they are all ones."""
         return self.table.column("weights")[picture].as_py()
 
+    @property
+    def contents(self) -> "Contents":
+        """The contents of all its pictures, which were decoded to make it."""
+        return Contents(self.table.column("content").combine_chunks().to_numpy(False))
+
     def check(self, store: Store, autoencoder: str) -> None:
         """Raises `DataError` if the store lacks entries, or if another autoencoder made them."""
         if self.about.autoencoder != autoencoder:
@@ -132,23 +145,25 @@ class Index:
                 )
 
 
-class Captions(Sequence[list[str]]):
-    """The captions of each picture, read from Arrow when they are asked for."""
+class Contents:
+    """A set of SHA-256 digests, 32 bytes for each."""
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
+    def __init__(self, digests: Sequence[bytes] = ()) -> None:
+        self._sorted = np.unique(np.frombuffer(b"".join(digests), "S32"))
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self._sorted)
 
-    def __getitem__(self, picture: Any) -> Any:
-        return self._column[picture].as_py()
+    def __contains__(self, digest: bytes) -> bool:
+        wanted = np.frombuffer(digest, "S32")
+        place = int(np.searchsorted(self._sorted, wanted)[0])
+        return place < len(self) and bool(self._sorted[place] == wanted[0])
 
 
-def _digest(table: pa.Table) -> str:
+def digest_of(table: pa.Table) -> str:
     """A hash of what the pictures are: the same for the same rows, however they are chunked."""
     digest = hashlib.sha256()
-    for row in table.select(_IDENTITY).to_batches(max_chunksize=ROWS_AT_ONCE):
+    for row in table.select(IDENTITY).to_batches(max_chunksize=ROWS_AT_ONCE):
         for values in row.to_pylist():
             digest.update(repr(tuple(values.values())).encode())
     return digest.hexdigest()

@@ -1,7 +1,8 @@
 """The prompt of every sample, drawn from captions and template."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from datasets import Dataset
 from tqdm import tqdm
@@ -10,6 +11,7 @@ from hn import rng
 from hn.config import DataConfig
 from hn.data import wildcards
 from hn.data.captions import draw_prompt, fill
+from hn.data.columns import Rows, batches
 from hn.data.images import listed
 from hn.data.tags import Tags
 from hn.errors import DataError
@@ -17,12 +19,28 @@ from hn.errors import DataError
 ALL_PROMPTS_LIMIT = 2000  # more are encoded when they are drawn
 MANY = 10**9
 SHOWN = 40  # characters of a caption
+_WORDING = ("caption_prefix", "caption_suffix", "regularization")
+
+
+class Wording(NamedTuple):
+    """What stands about a picture's captions; None: as the settings say.
+
+    Captions for regularization stand alone: without template and settings, and with no name put in.
+    """
+
+    prefix: str | None = None
+    suffix: str | None = None
+    alone: bool = False
+
+
+AS_SET = Wording()
 
 
 class Prompts:
     """Draws the prompt of a picture for a step and slot.
 
     `captions` are those of each picture, at least one; the lines of the `template` have them in.
+    Of all pictures, or those of each, the `wordings` say otherwise.
     """
 
     def __init__(
@@ -32,9 +50,11 @@ class Prompts:
         name: str,
         config: DataConfig,
         seed: int,
+        wordings: Sequence[Wording] | None = None,
     ) -> None:
         self._captions = captions
-        self._template = framed(template, config)
+        self._wordings = wordings
+        self._template = template
         self._name = name
         self._config = config
         self._seed = seed
@@ -44,16 +64,27 @@ class Prompts:
             keep_separator=config.keep_separator,
         )
 
+    @classmethod
+    def of(
+        cls, dataset: Dataset, template: list[str], name: str, config: DataConfig, seed: int
+    ) -> "Prompts":
+        """The prompts of a dataset's pictures, read when they are asked for."""
+        return cls(captions_of(dataset), template, name, config, seed, _wordings_of(dataset))
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
     def draw(self, picture: int, step: int, slot: int) -> str:
         """The prompt: perhaps empty (`caption_dropout`), else a filled line of the template."""
         random = rng.python_random(self._seed, "caption", step, slot)
         if random.random() < self._config.caption_dropout:
             return ""
         captions = self._captions[picture]
+        wording = self._wording(picture)
         return draw_prompt(
             captions[0] if len(captions) == 1 else random.choice(captions),
-            self._template,
-            self._name,
+            framed(self._template, self._config, wording),
+            self._name_in(wording),
             random,
             shuffle_tags=self._config.shuffle_tags,
             tag_dropout=self._config.tag_dropout,
@@ -61,67 +92,140 @@ class Prompts:
             with_wildcards=self._config.wildcards,
         )
 
-    def plain(self) -> list[list[str]]:
-        """Of every picture the prompt of each caption without chance.
+    def plain(self, picture: int) -> list[str]:
+        """The prompt of each caption of a picture without chance.
 
         It is made of the template's first line, the first alternative of every wildcard, and all
         tags in their order.
         """
-        line = wildcards.first(parsed(self._template[0], self._config))
+        wording = self._wording(picture)
+        first = framed(self._template, self._config, wording)[0]
+        line = wildcards.first(parsed(first, self._config))
         return [
-            [self._filled(line, wildcards.first(parsed(text, self._config))) for text in captions]
-            for captions in self._captions
+            self._filled(line, wildcards.first(parsed(text, self._config)), wording)
+            for text in self._captions[picture]
         ]
+
+    def examples(self) -> list[str]:
+        """The plain prompts of at most `ALL_PROMPTS_LIMIT` pictures, evenly chosen."""
+        count = len(self)
+        chosen = range(count) if count <= ALL_PROMPTS_LIMIT else _evenly(count, ALL_PROMPTS_LIMIT)
+        return [prompt for picture in chosen for prompt in self.plain(picture)]
 
     def all(self) -> list[str] | None:
         """Every prompt that can be drawn, or None if they are too many to encode beforehand."""
         if self._config.shuffle_tags or self._config.tag_dropout:
             return None
-        if sum(map(len, self._captions)) * len(self._template) > ALL_PROMPTS_LIMIT:
+        if len(self) > ALL_PROMPTS_LIMIT:
             return None  # without reading any of them
-        texts = [parsed(text, self._config) for captions in self._captions for text in captions]
-        lines = [parsed(line, self._config) for line in self._template]
-        if sum(map(wildcards.count, texts)) * sum(map(wildcards.count, lines)) > ALL_PROMPTS_LIMIT:
-            return None
+        every: dict[str, None] = {"": None}
+        number = 0
+        for picture, captions in enumerate(self._captions):
+            wording = self._wording(picture)
+            texts = [parsed(text, self._config) for text in captions]
+            template = framed(self._template, self._config, wording)
+            lines = [parsed(line, self._config) for line in template]
+            number += sum(map(wildcards.count, texts)) * sum(map(wildcards.count, lines))
+            if number > ALL_PROMPTS_LIMIT:
+                return None
+            every |= dict.fromkeys(self._every(texts, lines, wording))
+        return list(every)
+
+    def _every(
+        self, texts: list[wildcards.Text], lines: list[wildcards.Text], wording: Wording
+    ) -> Iterator[str]:
+        """Every prompt of these captions in these lines."""
         drawn_lines = [line for choices in lines for line in wildcards.every(choices)]
-        filled = [
-            self._filled(line, caption)
-            for text in texts
-            for caption in wildcards.every(text)
-            for line in drawn_lines
-        ]
-        return list(dict.fromkeys(["", *filled]))
+        for text in texts:
+            for caption in wildcards.every(text):
+                for line in drawn_lines:
+                    yield self._filled(line, caption, wording)
 
-    def _filled(self, line: str, caption: str) -> str:
-        return fill(line, self._tags.plain(caption), self._name)
+    def _wording(self, picture: int) -> Wording:
+        return AS_SET if self._wordings is None else self._wordings[picture]
+
+    def _name_in(self, wording: Wording) -> str:
+        return "[name]" if wording.alone else self._name
+
+    def _filled(self, line: str, caption: str, wording: Wording) -> str:
+        return fill(line, self._tags.plain(caption), self._name_in(wording))
 
 
-def captions_of(dataset: Dataset) -> list[list[str]]:
-    """The captions of each picture."""
-    pairs = zip(dataset["caption"][:], dataset["other_captions"][:], strict=True)
-    return [[caption, *others] for caption, others in pairs]
+def captions_of(dataset: Dataset) -> Rows[tuple[str, ...]]:
+    """The captions of each picture, read when they are asked for."""
+    return Rows(dataset, ("caption", "other_captions"), lambda row: (row[0], *row[1]))
+
+
+def _wordings_of(dataset: Dataset) -> Rows[Wording]:
+    return Rows(dataset, _WORDING, lambda row: Wording(*row))
 
 
 def check_captions(dataset: Dataset, template: list[str], config: DataConfig) -> str:
-    """What there is of captions, in a line.
+    """What there is of captions, in a line; with a progress bar.
 
     Raises `DataError` listing captions and lines of the template whose braces make no wildcards.
     """
     place = "template, caption_prefix, caption_suffix"
-    _, faults = _count([(place, line) for line in framed(template, config)], config)
-    groups = zip(dataset["name"][:], captions_of(dataset), strict=True)
-    named = [(name, text) for name, captions in groups for text in captions]
-    alternatives, more = _count(named, config)
-    if faults or more:
-        raise DataError(listed("wildcards is set, but not all braces make one", faults + more))
-    sources = Counter(dataset["caption_source"][:])
-    return _described([text for _, text in named], alternatives, sources, config.keep_separator)
+    tally = _Tally(config)
+    wordings: dict[Wording, None] = {}
+    columns = ("name", "caption", "other_captions", "caption_source", *_WORDING)
+    with tqdm(desc="checking captions", unit="picture", total=len(dataset), leave=False) as bar:
+        for rows in batches(dataset, columns):
+            for name, caption, others, source, *wording in rows:
+                tally.add(name, (caption, *others), source)
+                wordings[Wording(*wording)] = None
+            bar.update(len(rows))
+    lines = {line: None for it in wordings for line in framed(template, config, it)}
+    faults = [fault for line in lines for fault in _fault(place, line, config)]
+    if faults or tally.faults:
+        raise DataError(
+            listed("wildcards is set, but not all braces make one", faults + tally.faults)
+        )
+    return tally.described()
 
 
-def framed(template: list[str], config: DataConfig) -> list[str]:
-    """The lines of a template with `caption_prefix` and `caption_suffix` about the caption."""
-    words = f"{config.caption_prefix}[filewords]{config.caption_suffix}"
-    return [line.replace("[filewords]", words) for line in template]
+class _Tally:
+    """Counts captions."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._captions = self._empty = self._separated = self._alternatives = 0
+        self._sources: Counter[str] = Counter()
+        self.faults: list[str] = []
+
+    def add(self, name: str, captions: tuple[str, ...], source: str) -> None:
+        """Count those of a picture."""
+        self._sources[source] += 1
+        self._captions += len(captions)
+        separator = self._config.keep_separator
+        for text in captions:
+            self._empty += not text.strip()
+            self._separated += bool(separator) and separator in text
+            faults = _fault(name, text, self._config)
+            self.faults += faults
+            if not faults:
+                self._alternatives += wildcards.count(parsed(text, self._config))
+
+    def described(self) -> str:
+        """The numbers in a line."""
+        parts = [f"{self._empty} empty", f"{self._sources['file name']} from file names"]
+        parts.append(f"{self._sources['metadata']} from metadata")
+        if self._config.keep_separator:
+            parts.append(f"{self._separated} with keep_separator")
+        many = self._alternatives > MANY  # Python prints no giants
+        parts.append(f"over {MANY} alternatives" if many else f"{self._alternatives} alternatives")
+        pictures = self._sources.total()
+        return f"captions: {self._captions} of {pictures} pictures: {', '.join(parts)}"
+
+
+def framed(template: list[str], config: DataConfig, wording: Wording = AS_SET) -> list[str]:
+    """The lines of a template with prefix and suffix about the caption."""
+    prefix, suffix, lines = config.caption_prefix, config.caption_suffix, template
+    if wording.alone:
+        prefix, suffix, lines = "", "", ["[filewords]"]
+    prefix = prefix if wording.prefix is None else wording.prefix
+    suffix = suffix if wording.suffix is None else wording.suffix
+    return [line.replace("[filewords]", f"{prefix}[filewords]{suffix}") for line in lines]
 
 
 def parsed(text: str, config: DataConfig) -> wildcards.Text:
@@ -132,24 +236,15 @@ def parsed(text: str, config: DataConfig) -> wildcards.Text:
     return wildcards.parse(text) if config.wildcards else [text]
 
 
-def _count(texts: list[tuple[str, str]], config: DataConfig) -> tuple[int, list[str]]:
-    """How many texts can be drawn of these, each with its place, and which cannot be read."""
-    number, faults = 0, []
-    for place, text in tqdm(texts, desc="checking captions", unit="caption", leave=False):
-        try:
-            number += wildcards.count(parsed(text, config))
-        except ValueError as error:
-            faults.append(f"{place}: {text[:SHOWN]!r}: {error}")
-    return number, faults
+def _fault(place: str, text: str, config: DataConfig) -> list[str]:
+    """What is wrong with the braces of a text, if anything is."""
+    try:
+        parsed(text, config)
+    except ValueError as error:
+        return [f"{place}: {text[:SHOWN]!r}: {error}"]
+    return []
 
 
-def _described(
-    texts: list[str], alternatives: int, sources: Counter[str], keep_separator: str
-) -> str:
-    parts = [f"{sum(not text.strip() for text in texts)} empty"]
-    parts += [f"{sources['file name']} from file names", f"{sources['metadata']} from metadata"]
-    if keep_separator:
-        parts.append(f"{sum(keep_separator in text for text in texts)} with keep_separator")
-    many = f"over {MANY}" if alternatives > MANY else str(alternatives)  # Python prints no giants
-    parts.append(f"{many} alternatives")
-    return f"captions: {len(texts)} of {sources.total()} pictures: {', '.join(parts)}"
+def _evenly(count: int, chosen: int) -> list[int]:
+    """Places from the first of `count` to the last in even steps."""
+    return [place * (count - 1) // (chosen - 1) for place in range(chosen)]

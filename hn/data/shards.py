@@ -10,15 +10,19 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from torch import Tensor
 
-from hn.data.ahead import ahead
 from hn.data.decoding import Example, Survey, survey
 from hn.data.encoding import Encoder, Job, Variant
 from hn.data.images import examples_of, listed
 from hn.data.index import SCHEMA, Index
+from hn.data.parallel import in_order, thread_count
 from hn.data.store import Store
 from hn.errors import DataError
 
 _TOLD = b"told"
+_KEPT = [
+    *("name", "caption", "other_captions", "caption_source", "caption_prefix", "caption_suffix"),
+    *("repeats", "loss_weight", "regularization"),
+]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Row:
     """A picture: its place in the data set, and what the cache is to hold of it."""
 
     number: int
+    name: str
     found: Survey
     variants: list[Variant]
     weights: bytes | None  # key of its loss weights
@@ -36,7 +41,8 @@ class Told:
     """What is to be said of a shard: names of pictures, those that were encoded by the reason."""
 
     encoded: dict[str, list[str]]
-    even: list[str]  # whose places all count the same, though there are weights
+    weighing: str | None
+    even: list[str]  # whose places all count the same
 
 
 class Shards:
@@ -64,14 +70,11 @@ class Shards:
         absent = self._encode(rows)
         self._weigh(rows)
         table = self._index(rows)
-        names = dict(zip((row.number for row in rows), table["name"].to_pylist(), strict=True))
         reasons: dict[str, list[str]] = {}
         for row in rows:
             if row.number in absent:
-                name = names[row.number]
-                reasons.setdefault(self._reason(name, row.found), []).append(name)
-        even = table.filter(pc.field("weights").is_null())["name"].to_pylist()
-        told = Told(reasons, even if self._encoder.weighs else [])
+                reasons.setdefault(self._reason(row), []).append(row.name)
+        told = Told(reasons, self._encoder.weighing, self._even(table))
         return table.replace_schema_metadata({_TOLD: json.dumps(asdict(told))})
 
     def check(self) -> None:
@@ -81,13 +84,13 @@ class Shards:
             raise DataError(listed(found, self._faults))
 
     def _rows(self, numbers: range) -> Iterator[Row]:
-        surveys = ahead(_surveyed, self._examples(numbers))
-        for number, found in zip(numbers, surveys, strict=True):
+        surveys = in_order(_surveyed, self._examples(numbers), thread_count())
+        for number, (name, found) in zip(numbers, surveys, strict=True):
             if isinstance(found, DataError):
                 self._faults.append(str(found))
             else:
                 variants = self._encoder.variants_of(found)
-                yield Row(number, found, variants, self._encoder.weights_key(found))
+                yield Row(number, name, found, variants, self._encoder.weights_key(found))
 
     def _encode(self, rows: list[Row]) -> set[int]:
         """Encode what is missing into the store; return the numbers of the pictures concerned."""
@@ -112,21 +115,22 @@ class Shards:
 
     def _weigh(self, rows: list[Row]) -> None:
         """Put loss weights that are missing into the store."""
-        keyed = {row.weights: row for row in rows if row.weights is not None}
-        keys = list(keyed)
-        wanted = {keyed[keys[place]].number: keys[place] for place in self._store.missing(keys)}
-        surveys = {row.number: row.found for row in rows}
-        pairs = zip(
-            self._examples(list(wanted)), (surveys[number] for number in wanted), strict=True
-        )
+        sharing: dict[bytes, list[Row]] = {}  # what looks the same weighs the same
+        for row in rows:
+            if row.weights is not None:
+                sharing.setdefault(row.weights, []).append(row)
+        keys = list(sharing)
+        wanted = [keys[place] for place in self._store.missing(keys)]
+        first = [sharing[key][0] for key in wanted]
+        examples = self._examples([row.number for row in first])
+        pairs = zip(examples, (row.found for row in first), strict=True)
+        made = in_order(lambda pair: self._encoder.weights(*pair), pairs, thread_count())
         done: dict[bytes, Tensor] = {}
-        for key, made in zip(
-            wanted.values(), ahead(lambda pair: self._encoder.weights(*pair), pairs), strict=True
-        ):
-            if isinstance(made, DataError):
-                self._faults.append(str(made))
+        for key, weights in zip(wanted, made, strict=True):
+            if isinstance(weights, str):
+                self._faults += [f"{row.name}: {weights}" for row in sharing[key]]
             else:
-                done[key] = made
+                done[key] = weights
         self._write("weights", done)
 
     def _write(self, kind: str, tensors: dict[bytes, Tensor]) -> None:
@@ -136,23 +140,17 @@ class Shards:
     def _index(self, rows: list[Row]) -> pa.Table:
         """The rows as they stand in the index."""
         words: Any = self._dataset.select([row.number for row in rows])
-        words = words.remove_columns("image").to_dict()
-        captions = zip(words["caption"], words["other_captions"], strict=True)
+        words = words.select_columns(_KEPT).to_dict()
         sizes = [self._encoder.size_for(row.found) for row in rows]
         columns = {
-            "name": words["name"],
-            "captions": [[first, *others] for first, others in captions],
-            "source": words["caption_source"],
+            **{name: words[name] for name in _KEPT},
             "content": [row.found.content for row in rows],
-            "mask": [None for _ in rows],
+            "mask": [row.found.mask for row in rows],
             "width": [row.found.size[0] for row in rows],
             "height": [row.found.size[1] for row in rows],
             "size": sizes,
             "keys": [[it.key for it in row.variants] for row in rows],
             "weights": [self._uneven(row.weights) for row in rows],
-            "repeats": [1] * len(rows),
-            "loss_weight": [1.0] * len(rows),
-            "regularization": [False] * len(rows),
         }
         return pa.table(columns, SCHEMA)
 
@@ -162,7 +160,14 @@ class Shards:
             return None
         return None if bool((self._store.read([key])[0] == 1).all()) else key
 
-    def _reason(self, name: str, found: Survey) -> str:
+    def _even(self, table: pa.Table) -> list[str]:
+        """The names of pictures whose alpha or mask makes no difference."""
+        even = pc.field("weights").is_null()
+        if self._encoder.weighing == "mask":
+            even &= pc.field("mask").is_valid()
+        return table.filter(even)["name"].to_pylist()
+
+    def _reason(self, row: Row) -> str:
         """Why a picture had to be encoded."""
         if self._earlier is None:
             return "not there yet"
@@ -172,10 +177,10 @@ class Shards:
         changed = [name for name in settings if about.settings.get(name) != settings[name]]
         if changed:
             return f"another {', '.join(changed)}"
-        row = pc.index(self._earlier.table["name"], name).as_py()
-        if row < 0:
+        place = pc.index(self._earlier.table["name"], row.name).as_py()
+        if place < 0:
             return "new"
-        same = self._earlier.table["content"][row].as_py() == found.content
+        same = self._earlier.table["content"][place].as_py() == row.found.content
         return "lost from the cache" if same else "changed"
 
     def _examples(self, numbers: Sequence[int]) -> Iterator[Example]:
@@ -187,8 +192,8 @@ def told(part: pa.Table) -> Told:
     return Told(**json.loads(part.schema.metadata[_TOLD]))
 
 
-def _surveyed(example: Example) -> Survey | DataError:
+def _surveyed(example: Example) -> tuple[str, Survey | DataError]:
     try:
-        return survey(example)
+        return example.name, survey(example)
     except DataError as error:
-        return error
+        return example.name, error

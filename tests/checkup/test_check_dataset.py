@@ -12,7 +12,8 @@ from hn import demo
 from hn.checkup.findings import FINDINGS
 from hn.checkup.wording import as_text
 from hn.config import DataConfig
-from hn.data.images import check_pictures, load_examples
+from hn.data.checks import check_pictures
+from hn.data.images import load_examples
 from hn.errors import DataError
 from tests.checkup.drawn import checked, drawing, write
 from tests.runs import ROOT
@@ -308,7 +309,7 @@ def test_the_verdict_is_the_trainer_s_and_so_are_its_reasons(case, tmp_path):
     data = DataConfig(train_data_dir=str(folder), resolution=(64,), **settings)
     reasons = ""
     try:
-        check_pictures(load_examples(data), data.size)
+        check_pictures(load_examples(data))
     except DataError as error:
         reasons = str(error)
     report = checked(folder, **settings)

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from hn.config import DataConfig
+from hn.data.checks import check_pictures
 from hn.data.decoding import Example, open_picture, open_with_alpha
 from hn.data.framing import loss_weights, picture_shares, to_levels, to_tensor
-from hn.data.images import check_pictures, read_folder
+from hn.data.images import read_folder
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError
 from tests import caches, tiny
@@ -247,6 +248,6 @@ def test_a_fully_transparent_picture_stays_refused(tmp_path):
     folder = tiny.make_pictures(tmp_path / "set", 1, alpha=lambda size: Image.new("L", size))
     dataset = read_folder(folder, "error", setting="train_data_dir")
     with pytest.raises(DataError, match=r"0\.png: .*fully transparent"):
-        check_pictures(dataset, (16, 16))
+        check_pictures(dataset)
     with pytest.raises(DataError, match="fully transparent"):
         open_with_alpha(Example("0.png", dataset[0]["image"], ""))

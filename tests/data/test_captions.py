@@ -6,8 +6,7 @@ from random import Random
 import pytest
 from PIL import Image
 
-from hn.build import build_held_out_dataset
-from hn.config import Config, DataConfig
+from hn.config import DataConfig
 from hn.data.captions import (
     MAX_BYTES,
     TEMPLATES,
@@ -18,7 +17,7 @@ from hn.data.captions import (
     parse_template,
     read_caption,
 )
-from hn.data.images import load_examples
+from hn.data.images import load_examples, read_configured_folder
 from hn.errors import DataError
 from tests import golden
 
@@ -100,7 +99,7 @@ def test_the_settings_make_captions_of_the_names_of_a_folder(tmp_path, setting):
     if setting == "train_data_dir":
         dataset = load_examples(data)
     else:
-        dataset = build_held_out_dataset(Config(data=data))
+        dataset = read_configured_folder(data, "validation_data_dir")
     assert list(dataset["caption"]) == ["red, cat", "as_it is"]
 
 

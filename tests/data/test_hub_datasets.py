@@ -9,10 +9,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hn.config import DataConfig
+from hn.data.checks import check_pictures
 from hn.data.decoding import open_picture
-from hn.data.images import check_pictures, examples, load_examples
+from hn.data.images import examples, load_examples
 from hn.data.prompts import Prompts, captions_of, check_captions
 from hn.errors import DataError
+from tests import caches
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
@@ -60,7 +62,16 @@ def test_rows_become_examples(parquet):
         "name",
         "other_captions",
         "caption_source",
+        "mask",
+        "caption_prefix",
+        "caption_suffix",
+        "repeats",
+        "loss_weight",
+        "regularization",
     ]
+    row = dataset[1]
+    assert (row["mask"], row["caption_prefix"], row["caption_suffix"]) == (None, None, None)
+    assert (row["repeats"], row["loss_weight"], row["regularization"]) == (1, 1.0, False)
     found = list(examples(dataset, "reading"))
     assert [(e.name, e.caption) for e in found] == [
         ("row 0", "red"),
@@ -68,7 +79,7 @@ def test_rows_become_examples(parquet):
         ("row 2", "blue"),
     ]
     assert [open_picture(e).getpixel((0, 0)) for e in found] == COLOURS
-    check_pictures(dataset, (8, 8))
+    check_pictures(dataset)
 
 
 def test_columns_with_the_names_of_the_defaults(parquet):
@@ -121,8 +132,8 @@ def test_a_column_of_lists_gives_several_captions(parquet):
     dataset = load_examples(config(folder))
     found = [example.captions for example in examples(dataset, "reading")]
     assert found == [("red", "crimson"), ("green",), ("blue", "azure", "navy")]
-    assert captions_of(dataset) == [list(captions) for captions in found]
-    prompts = Prompts(captions_of(dataset), ["[filewords]"], "x", config(folder), 0)
+    assert list(captions_of(dataset)) == found
+    prompts = Prompts.of(dataset, ["[filewords]"], "x", config(folder), 0)
     assert {prompts.draw(2, step, 0) for step in range(40)} == set(found[2])
     assert set(prompts.all()) == {"", *found[0], *found[1], *found[2]}
     counted = check_captions(dataset, ["[filewords]"], config(folder))
@@ -133,7 +144,8 @@ def test_the_digest_knows_every_caption_of_a_row(parquet, tmp_path):
     digests = []
     for last in ("navy", "azure"):
         folder = parquet([["red"], ["green"], ["blue", last]])
-        digests.append(check_pictures(load_examples(config(folder)), (8, 8)))
+        dataset = load_examples(config(folder))
+        digests.append(caches.digest(dataset))
         shutil.rmtree(folder)
     assert digests[0] != digests[1]
 
@@ -144,13 +156,13 @@ def test_a_list_without_or_with_an_empty_caption_is_refused_or_empty(parquet, em
     with pytest.raises(DataError, match=r"1 rows.*the first is row 1.*missing_caption to empty"):
         load_examples(config(folder))
     dataset = load_examples(config(folder, missing_caption="empty"))
-    assert captions_of(dataset)[1] == (["red", ""] if empty else [""])
+    assert captions_of(dataset)[1] == (("red", "") if empty else ("",))
 
 
 def test_lines_of_a_column_are_captions_of_their_own_if_that_is_set(parquet):
     folder = parquet(["red\n\ncrimson", "green", " blue\n"])
     dataset = load_examples(config(folder, caption_lines=True))
-    assert captions_of(dataset) == [["red", "crimson"], ["green"], ["blue"]]
+    assert list(captions_of(dataset)) == [("red", "crimson"), ("green",), ("blue",)]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_new_names_and_captions_encode_nothing_and_a_new_picture_one(encode, fol
     (folder / "3b.txt").write_text("a twin")
     after, new, _ = encode()
     assert new == 0
-    assert after.index.captions[0] == ["another caption"]
+    assert after.index.words["caption"][0] == "another caption"
     assert after.index.about.digest != before.index.about.digest
     tiny.make_pictures(folder.parent / "more", 1, size=(24, 16))
     shutil.copy(folder.parent / "more/0.png", folder / "5b.png")

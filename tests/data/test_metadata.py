@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data.images import check_pictures, examples, load_examples, read_folder
+from hn.data.images import examples, load_examples, read_folder
 from hn.data.metadata import MAX_BYTES, read_metadata
 from hn.errors import DataError
+from tests import caches
 
 
 @pytest.fixture
@@ -215,8 +216,10 @@ def test_lines_are_captions_of_their_own_if_that_is_set(folder):
 
 def test_the_digest_knows_every_caption(folder):
     def digest(*texts):
-        (folder / "metadata.jsonl").write_text(rows(("a.png", list(texts)), ("b.png", "b")))
-        return check_pictures(read_folder(folder, "empty", setting="x"), (1, 1))
+        if texts:
+            (folder / "metadata.jsonl").write_text(rows(("a.png", list(texts)), ("b.png", "b")))
+        dataset = read_folder(folder, "empty", setting="x")
+        return caches.digest(dataset)
 
     digests = [digest("x", "y"), digest("x", "z"), digest("y", "x"), digest("x"), digest("x y")]
     assert len(set(digests)) == len(digests)
@@ -225,4 +228,4 @@ def test_the_digest_knows_every_caption(folder):
     (folder / "metadata.jsonl").unlink()
     (folder / "a.txt").write_text("x")
     (folder / "b.txt").write_text("b")
-    assert check_pictures(read_folder(folder, "empty", setting="x"), (1, 1)) == alone
+    assert digest() == alone

@@ -5,10 +5,13 @@ from random import Random
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hn.config import DataConfig
 from hn.data.batches import Batches, Layout
+from hn.data.columns import with_counts, with_words
 from hn.data.contexts import Contexts
+from hn.data.folder_captions import Captioned
 from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts, check_captions
 from hn.data.tags import Tags
 from hn.diffusion.base_model import BaseModel
@@ -21,6 +24,10 @@ LARGE = {"shuffle_tags": True, "tag_dropout": 0.3, "caption_dropout": 0.2}
 
 def make(captions, template=("[filewords]",), seed=0, **settings) -> Prompts:
     return Prompts(captions, list(template), "cat", DataConfig(**settings), seed)
+
+
+def plain(prompts) -> list[list[str]]:
+    return [prompts.plain(picture) for picture in range(len(prompts))]
 
 
 def drawn(prompts, picture=0, count=400):
@@ -48,7 +55,7 @@ def test_prefix_and_suffix_stand_about_the_caption_as_they_are_written():
     prompts = make([["red, big"], [""]], ["a photo of [filewords]!", "picture"], **settings)
     assert set(drawn(prompts)) == {"a photo of sks, red, big by cat!", "picture"}
     assert set(drawn(prompts, 1)) == {"a photo of sks,  by cat!", "picture"}
-    assert prompts.plain() == [["a photo of sks, red, big by cat!"], ["a photo of sks,  by cat!"]]
+    assert plain(prompts) == [["a photo of sks, red, big by cat!"], ["a photo of sks,  by cat!"]]
 
 
 def test_prefix_and_suffix_are_neither_shuffled_nor_left_out_but_with_the_whole_caption():
@@ -135,7 +142,7 @@ def test_wildcards_are_drawn_in_captions_lines_prefix_and_suffix():
         for end in ("", "!")
     }
     assert set(drawn(prompts, count=1000)) == expected == set(prompts.all()) - {""}
-    assert prompts.plain() == [["a photo of the red cat"]]
+    assert plain(prompts) == [["a photo of the red cat"]]
 
 
 def test_without_the_setting_braces_are_text():
@@ -166,7 +173,7 @@ def test_all_settings_together_give_what_they_allow():
     prompts = make(captions, **settings)
     assert set(drawn(prompts, 0, DRAWS)) == {"", *first, *second}
     assert set(drawn(prompts, 1, DRAWS)) == {"", "sks o,p,q.", "sks o,q."}
-    assert prompts.plain() == [["sks k,a,c.", "sks m,n."], ["sks o,p,q."]]
+    assert plain(prompts) == [["sks k,a,c.", "sks m,n."], ["sks o,p,q."]]
 
 
 RICH = [["a {b|c}", "d"], ["{e|{f|g}}|||h", "i ||| j", "k"], ["l"], ["{m|n}"] * 2]
@@ -187,7 +194,7 @@ def test_all_prompts_are_exactly_those_that_can_be_drawn(settings):
     found = {p for picture in range(len(RICH)) for p in drawn(prompts, picture, DRAWS // 2)}
     assert len(every) == len(set(every))
     assert found | {""} == set(every)
-    assert {p for of_picture in prompts.plain() for p in of_picture} <= set(every)
+    assert {p for of_picture in plain(prompts) for p in of_picture} <= set(every)
 
 
 @pytest.mark.parametrize(
@@ -251,14 +258,13 @@ def test_two_processes_draw_the_prompts_of_one(model, tmp_path):
     assert len(set(alone.values())) > 10
 
 
-def dataset_of(captions, sources):
-    """The columns that are read of a dataset."""
-    return {
-        "name": [f"{number}.png" for number in range(len(captions))],
-        "caption": [texts[0] for texts in captions],
-        "other_captions": [texts[1:] for texts in captions],
-        "caption_source": sources,
-    }
+def dataset_of(captions, sources) -> Dataset:
+    """A dataset without pictures."""
+    nothing = Dataset.from_dict({"image": [None] * len(captions)})
+    pairs = zip(captions, sources, strict=True)
+    written = [Captioned(texts, source) for texts, source in pairs]
+    rows = [(f"{number}.png", it, None) for number, it in enumerate(written)]
+    return with_counts(with_words(nothing, rows))
 
 
 def test_what_there_is_of_captions_is_said_in_a_line():
