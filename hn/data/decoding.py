@@ -134,11 +134,13 @@ def _opened(example: Example) -> Iterator[tuple[Any, bytes]]:
                     f"{example.name}: {picture.width} x {picture.height} pixels are too many"
                 )
             yield picture, content
+    except DataError:
+        raise
     except UnidentifiedImageError as error:  # its own message shows an object's address
         raise DataError(
             f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
         ) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # of a broken file: what its parts raise, zlib, struct, ...
         raise DataError(
             f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
         ) from error

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from datasets import Dataset, LargeList, List, Value, load_dataset
+from datasets import Dataset, IterableDataset, LargeList, List, Value, load_dataset
 from datasets import Image as ImageFeature
 from pyarrow.lib import ArrowException
 from tqdm import tqdm
@@ -23,14 +23,9 @@ def read_hub_dataset(config: DataConfig) -> tuple[Dataset, Iterator[Captioned]]:
     for what cannot be loaded, for columns that are missing or hold something else, and, after the
     last row, for those without a caption.
     """
-    dataset = _load(config)
-    columns = {"image_column": config.image_column, "caption_column": config.caption_column}
-    for setting, column in columns.items():
-        if column not in dataset.column_names:
-            raise DataError(
-                f"{setting} '{column}' is not a column of {config.dataset_name}: it has "
-                f"{dataset.column_names}"
-            )
+    dataset = load(config)
+    assert isinstance(dataset, Dataset)
+    check_columns(dataset.column_names, config)
     captions = _cast(dataset, "caption_column", config)
     pictures = _cast(dataset, "image_column", config)
     if config.image_column != "image":  # renaming to the same name is refused
@@ -38,34 +33,55 @@ def read_hub_dataset(config: DataConfig) -> tuple[Dataset, Iterator[Captioned]]:
     return pictures, _captioned(captions, config)
 
 
-def _load(config: DataConfig) -> Dataset:
+def load(config: DataConfig) -> Dataset | IterableDataset:
+    """The dataset that the settings name; with `streaming` none of it is read yet.
+
+    Raises `DataError`.
+    """
     assert config.dataset_name is not None
     try:
         dataset = load_dataset(
-            config.dataset_name, config.dataset_config_name, split=config.dataset_split
+            config.dataset_name,
+            config.dataset_config_name,
+            split=config.dataset_split,
+            streaming=config.streaming,
         )
     except Exception as error:  # datasets raises a dozen kinds of its own
         raise DataError(
             f"dataset_name '{config.dataset_name}' cannot be loaded: {said(error)} It must be a "
             f"folder of data files or the id of an HF dataset; where that is private, {LOG_IN}."
         ) from error
-    assert isinstance(dataset, Dataset)
+    assert isinstance(dataset, Dataset | IterableDataset)
     return dataset
+
+
+def check_columns(names: list[str], config: DataConfig) -> None:
+    """Raises `DataError` naming the columns there are if those that the settings name are not."""
+    for setting in ("image_column", "caption_column"):
+        column = getattr(config, setting)
+        if column not in names:
+            raise DataError(
+                f"{setting} '{column}' is not a column of {config.dataset_name}: it has {names}"
+            )
+
+
+def wanted_feature(setting: str, found: Any) -> tuple[str, Any]:
+    """What the column of this setting should hold, in words and as a feature, given its own."""
+    if setting == "image_column":
+        return "pictures", ImageFeature(decode=False)
+    several = isinstance(found, List | LargeList)
+    return "texts or lists of texts", List(Value("string")) if several else Value("string")
 
 
 def _cast(dataset: Dataset, setting: str, config: DataConfig) -> Dataset:
     """The column of this setting alone, as what it should hold. Raises `DataError`."""
-    column, wanted = getattr(config, setting), "pictures"
-    feature: Any = ImageFeature(decode=False)
-    if setting == "caption_column":
-        wanted, feature = "texts or lists of texts", Value("string")
-        if isinstance(dataset.features[column], List | LargeList):
-            feature = List(feature)
+    column = getattr(config, setting)
+    words, feature = wanted_feature(setting, dataset.features[column])
     try:
         return dataset.select_columns(column).cast_column(column, feature)
     except (ArrowException, TypeError, ValueError) as error:
         raise DataError(
-            f"{setting} '{column}' of {config.dataset_name} does not hold {wanted}, but "
+            f"{setting} '{column}' of {config.dataset_name} does not hold {words}, but "
             f"{dataset.features[column]}: choose another column"
         ) from error
 

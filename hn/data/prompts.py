@@ -76,11 +76,15 @@ class Prompts:
 
     def draw(self, picture: int, step: int, slot: int) -> str:
         """The prompt: perhaps empty (`caption_dropout`), else a filled line of the template."""
+        return self.draw_of(self._captions[picture], step, slot, self._wording(picture))
+
+    def draw_of(
+        self, captions: Sequence[str], step: int, slot: int, wording: Wording = AS_SET
+    ) -> str:
+        """The same for a picture with these captions."""
         random = rng.python_random(self._seed, "caption", step, slot)
         if random.random() < self._config.caption_dropout:
             return ""
-        captions = self._captions[picture]
-        wording = self._wording(picture)
         return draw_prompt(
             captions[0] if len(captions) == 1 else random.choice(captions),
             framed(self._template, self._config, wording),
@@ -98,12 +102,15 @@ class Prompts:
         It is made of the template's first line, the first alternative of every wildcard, and all
         tags in their order.
         """
-        wording = self._wording(picture)
+        return self.plain_of(self._captions[picture], self._wording(picture))
+
+    def plain_of(self, captions: Sequence[str], wording: Wording = AS_SET) -> list[str]:
+        """The same for a picture with these captions."""
         first = framed(self._template, self._config, wording)[0]
         line = wildcards.first(parsed(first, self._config))
         return [
             self._filled(line, wildcards.first(parsed(text, self._config)), wording)
-            for text in self._captions[picture]
+            for text in captions
         ]
 
     def examples(self) -> list[str]:
@@ -165,7 +172,6 @@ def check_captions(dataset: Dataset, template: list[str], config: DataConfig) ->
 
     Raises `DataError` listing captions and lines of the template whose braces make no wildcards.
     """
-    place = "template, caption_prefix, caption_suffix"
     tally = _Tally(config)
     wordings: dict[Wording, None] = {}
     columns = ("name", "caption", "other_captions", "caption_source", *_WORDING)
@@ -175,13 +181,22 @@ def check_captions(dataset: Dataset, template: list[str], config: DataConfig) ->
                 tally.add(name, (caption, *others), source)
                 wordings[Wording(*wording)] = None
             bar.update(len(rows))
-    lines = {line: None for it in wordings for line in framed(template, config, it)}
-    faults = [fault for line in lines for fault in _fault(place, line, config)]
-    if faults or tally.faults:
-        raise DataError(
-            listed("wildcards is set, but not all braces make one", faults + tally.faults)
-        )
+    check_template(template, config, tuple(wordings), tally.faults)
     return tally.described()
+
+
+def check_template(
+    template: list[str],
+    config: DataConfig,
+    wordings: Sequence[Wording] = (AS_SET,),
+    faults: Sequence[str] = (),
+) -> None:
+    """Raises `DataError` listing lines whose braces make no wildcards, and other `faults`."""
+    place = "template, caption_prefix, caption_suffix"
+    lines = {line: None for it in wordings for line in framed(template, config, it)}
+    found = [fault for line in lines for fault in _fault(place, line, config)]
+    if found or faults:
+        raise DataError(listed("wildcards is set, but not all braces make one", [*found, *faults]))
 
 
 class _Tally:

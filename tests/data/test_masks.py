@@ -223,8 +223,6 @@ def test_weights_are_levels_over_their_mean():
     grey = torch.tensor([[[[100.0, 200.0]]]])
     found = mask_weights(grey, torch.ones_like(grey)).flatten().tolist()
     assert found == pytest.approx([2 / 3, 4 / 3])
-        [2 / 3, 4 / 3]
-    )
 
 
 @pytest.mark.parametrize("level", [1, 128, 255])
