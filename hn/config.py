@@ -86,6 +86,14 @@ class DataConfig:
     cached_data_dir: str | None = None
     """Instead of either: a cache that tools/cache_latents.py made, as folder or hub id; it needs no
     pictures."""
+    streaming: bool = False
+    """Read the HF dataset from where it lies while training, instead of downloading it: memory and
+    disk do not grow with it, pictures and prompts are encoded on the fly. It should be parquet,
+    arrow or webdataset, best in a multiple of as many files as there are processes. What cannot be
+    used of it is skipped and counted."""
+    shuffle_buffer: int = 1000
+    """Of streaming: so many pictures are read at once, as files, and put into a random order; more
+    is better mixed and takes more memory."""
     image_column: str = "image"
     """Its column of pictures."""
     caption_column: str = "text"

@@ -44,6 +44,7 @@ def _range_faults(config: Config) -> list[str]:
         "clip_skip": config.model.clip_skip,
         "crops_per_image": data.crops_per_image,
         "vae_batch_size": data.vae_batch_size,
+        "shuffle_buffer": data.shuffle_buffer,
         "logging_steps": output.logging_steps,
         "validation_inference_steps": validation.validation_inference_steps,
     }
@@ -161,8 +162,29 @@ def _source_faults(data: DataConfig) -> list[str]:
     return faults
 
 
-def _combination_faults(config: Config) -> list[str]:
+def _streaming_faults(data: DataConfig) -> list[str]:
+    default = DataConfig()
+    if not data.streaming:
+        if data.shuffle_buffer == default.shuffle_buffer:
+            return []
+        return [f"shuffle_buffer {data.shuffle_buffer} is for streaming; found streaming off"]
     faults = []
+    if data.dataset_name is None:
+        faults.append("streaming reads an HF dataset: give dataset_name instead of train_data_dir")
+    if data.latent_cache_dir is not None:
+        faults.append(
+            "streaming keeps nothing, latent_cache_dir keeps what is encoded: give one of the two"
+        )
+    if data.crops_per_image != default.crops_per_image:
+        faults.append(
+            f"crops_per_image {data.crops_per_image} is for pictures that are encoded once; with "
+            "streaming every sample is a new crop: leave it out"
+        )
+    return faults
+
+
+def _combination_faults(config: Config) -> list[str]:
+    faults = _streaming_faults(config.data)
     if not config.model.pretrained_model_name_or_path:
         faults.append(
             "pretrained_model_name_or_path is missing: give a diffusers folder or hub id, or "

@@ -1,14 +1,12 @@
 """The objects of a run, each made from its section of the settings by one `build_` function."""
 
+from hn.build.cached import build_cached
 from hn.build.models import build_base_model, build_denoiser, build_painter
 from hn.build.pictures import (
     build_batches,
     build_cache,
-    build_contexts,
     build_datasets,
-    build_encoder,
     build_held_out,
-    build_latents,
     build_problem,
 )
 from hn.build.run import build_checkpoints, build_reporter, build_schedules, build_state
@@ -18,14 +16,12 @@ __all__ = [
     "build_base_model",
     "build_batches",
     "build_cache",
+    "build_cached",
     "build_checkpoints",
-    "build_contexts",
     "build_datasets",
     "build_denoiser",
-    "build_encoder",
     "build_held_out",
     "build_hypernetwork",
-    "build_latents",
     "build_optimizer",
     "build_painter",
     "build_problem",

@@ -9,8 +9,9 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from hn import rng
+from hn.build.streams import build_layout, build_stream, build_streamed_batches
 from hn.config import Config
-from hn.data.batches import Batch, Batches, Layout
+from hn.data.batches import Batch, Batches
 from hn.data.bucket_table import bucket_table, write_pictures
 from hn.data.buckets import step_of
 from hn.data.caching import Cache, cache_pictures
@@ -23,6 +24,8 @@ from hn.data.images import load_examples, read_configured_folder
 from hn.data.index import Index
 from hn.data.latents import Latents
 from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts, check_captions
+from hn.data.streamed_batches import StreamedBatches
+from hn.data.streaming import Stream
 from hn.data.workers import Workers
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
@@ -34,7 +37,7 @@ from hn.evaluation.heldout import Pictures
 class Datasets:
     """The pictures to train on and those held out; None: they are in a cache, or there are none."""
 
-    train: Dataset | None = None
+    train: Dataset | Stream | None = None
     held_out: Dataset | None = None
 
 
@@ -50,10 +53,13 @@ def build_datasets(config: Config, accelerator: Accelerator) -> Datasets:
     template = load_template(data.template)
     if data.cached_data_dir is not None:
         return Datasets()
-    train = load_examples(data)
-    accelerator.print(check_captions(train, template, data))
     known = build_cache(config).known
-    check_pictures(train, known("train"))
+    if data.streaming:
+        train = build_stream(config, accelerator)
+    else:
+        train = load_examples(data)
+        accelerator.print(check_captions(train, template, data))
+        check_pictures(train, known("train"))
     if data.validation_data_dir is None:
         return Datasets(train)
     held_out = read_configured_folder(data, "validation_data_dir")
@@ -138,15 +144,13 @@ def build_batches(
     base: BaseModel,
     contexts: Contexts,
     cache: Cache,
-) -> Batches:
-    """The training pictures encoded, and the stream of batches over them."""
-    training = config.training
-    layout = Layout(
-        batch_size=training.train_batch_size,
-        accumulation=training.gradient_accumulation_steps,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+) -> Batches | StreamedBatches:
+    """The training pictures encoded, and the batches over them; of a stream, encoded later."""
+    if isinstance(datasets.train, Stream):
+        return build_streamed_batches(
+            config, accelerator, datasets.train, base, build_framing(config)
+        )
+    training, layout = config.training, build_layout(config, accelerator)
     latents = build_latents(config, accelerator, datasets.train, base, cache, "train")
     prompts = build_contexts(config, accelerator, latents, contexts, base)
     if config.validation.validation_prompt:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from hn.config import Config
 from hn.data.batches import Batches
+from hn.data.streamed_batches import StreamedBatches
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.checkpoint import Checkpoints, TrainingState, find, restore
@@ -35,7 +36,7 @@ def build_state(
     accelerator: Accelerator,
     hypernetwork: Hypernetwork,
     optimizer: torch.optim.Optimizer,
-    batches: Batches,
+    batches: Batches | StreamedBatches,
     status: Status,
 ) -> TrainingState:
     """The state at the start, or that of the checkpoint to resume from."""
@@ -50,6 +51,9 @@ def build_state(
         * training.gradient_accumulation_steps
         * accelerator.num_processes,
         "seed": training.seed,
+        **({"processes": accelerator.num_processes} if data.streaming else {}),
+        # of buckets, where it says how many pictures of one size come together
+        **({"train_batch_size": training.train_batch_size} if data.resize_mode == "bucket" else {}),
         **{
             key: value
             for key, value in asdict(data).items()
@@ -63,11 +67,12 @@ def build_state(
         hypernetwork.provenance.step,
         accelerator.scaler,
         fingerprint=fingerprint,
+        stream=batches if isinstance(batches, StreamedBatches) else None,
     )
     which = config.output.resume_from_checkpoint
     if which is not None:
         path = find(status.folder / "checkpoints", which)
-        restore(path, state)
+        restore(path, state, accelerator.process_index)
         accelerator.print(f"resumed from {path} at step {state.step}")
     status.state = state
     return state
@@ -78,7 +83,7 @@ def build_reporter(
     accelerator: Accelerator,
     folder: Path,
     state: TrainingState,
-    batches: Batches,
+    batches: Batches | StreamedBatches,
     last_step: int,
 ) -> Reporter:
     """Progress bar, files and trackers."""
@@ -97,6 +102,7 @@ def build_reporter(
         last_step=last_step,
         pictures=batches.pictures,
         global_batch=batches.layout.global_batch,
+        counts=batches.counts if isinstance(batches, StreamedBatches) else dict,
     )
 
 

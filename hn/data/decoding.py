@@ -68,15 +68,16 @@ class Survey:
 def survey(example: Example) -> Survey:
     """Read the file and its header. Raises `DataError` naming the picture."""
     with _opened(example) as (picture, content):
-        width, height = picture.size
-        # Of a PNG, which may hold them at its end, Pillow decodes everything to find EXIF data.
-        told = picture.format != "PNG" or b"eXIf" in content or b"Raw profile" in content
-        turned = told and picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-        size = (height, width) if turned else (width, height)
-        mask = None
+        size, mask = _upright_size(picture, content), None
         if example.mask is not None:
             mask = hashlib.sha256(read_content(replace(example, source=example.mask))).digest()
         return Survey(hashlib.sha256(content).digest(), size, mask)
+
+
+def upright_size(example: Example) -> tuple[int, int]:
+    """Width and height of a picture, upright, from its header. Raises `DataError` naming it."""
+    with _opened(example) as (picture, content):
+        return _upright_size(picture, content)
 
 
 def decode(example: Example) -> Decoded:
@@ -144,6 +145,15 @@ def _opened(example: Example) -> Iterator[tuple[Any, bytes]]:
         raise DataError(
             f"{example.name}: cannot be read as {', '.join(FORMATS)}: {error}"
         ) from error
+
+
+def _upright_size(picture: Any, content: bytes) -> tuple[int, int]:
+    """Of a picture whose header is read, as its EXIF data turn it."""
+    width, height = picture.size
+    # Of a PNG, which may hold them at its end, Pillow decodes everything to find EXIF data.
+    told = picture.format != "PNG" or b"eXIf" in content or b"Raw profile" in content
+    turned = told and picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    return (height, width) if turned else (width, height)
 
 
 def _decoded(picture: Any, content: bytes) -> Decoded:

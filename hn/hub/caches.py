@@ -35,6 +35,15 @@ FETCHED = ["tensors/*.arrow", "pictures/train.arrow", "pictures/validation.arrow
 _OURS = re.compile(r"tensors/[^/.][^/]*\.arrow|pictures/(train|validation)\.arrow")
 
 
+def check_destination(repo_id: str, token: str | None = None) -> None:
+    """Refuse what cannot be pushed to before anything is done.
+
+    Raises `OptionError` for what is no id of a repository, `HubError` without a token.
+    """
+    check_repo_id(repo_id)
+    check_token(token)
+
+
 def push_cache(
     folder: Path,
     repo_id: str,
@@ -52,8 +61,7 @@ def push_cache(
     Raises `OptionError` (no id of a repository; another visibility), `DataError` (no cache, or a
     damaged one), `HubError` (no token, no right, no network, other files there).
     """
-    check_repo_id(repo_id)
-    check_token(token)
+    check_destination(repo_id, token)
     files = cache_files(folder)
     with (
         remedied(f"{folder} cannot be pushed to {repo_id}"),

@@ -2,7 +2,8 @@
 
     <name>-1000.safetensors, .pt    the artifact: what users share
     resume/optimizer.safetensors    what only we read: the optimizer's tensors,
-    state.json                      and everything else, such as the dropout in training
+    state.json                      and everything else, such as the dropout in training, and where
+                                    in a stream each process is
     MANIFEST.json                   size and SHA-256 of every file, written last
 
 A folder is written under a temporary name, flushed, renamed and read back; only then an older one
@@ -14,13 +15,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save
 
 from hn import __version__
@@ -36,12 +38,24 @@ MANIFEST = "MANIFEST.json"
 OPTIMIZER = "resume/optimizer.safetensors"
 
 
+class Resumable(Protocol):
+    """What goes on from where it was, by plain JSON values; each process has its own."""
+
+    def state(self) -> dict[str, Any]:
+        """Where it is."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
 @dataclass
 class TrainingState:
     """Everything that changes while training. `step` counts optimizer steps, absolute over resumes.
 
     `fingerprint`: the settings that make the run what it is, by name; a resumed run must have the
-    same.
+    same. `stream`: what the pictures come from, where that is no function of the step.
     """
 
     hypernetwork: Hypernetwork
@@ -49,6 +63,7 @@ class TrainingState:
     step: int = 0
     scaler: torch.amp.GradScaler | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    stream: Resumable | None = None
 
 
 class Checkpoints:
@@ -84,9 +99,11 @@ class Checkpoints:
         path = self._folder / f"{PREFIX}{state.step:08d}"
         self._confirm()
         state.hypernetwork.describe(step=state.step)
-        if self._saved_step != state.step and self._accelerator.is_main_process:
-            write_checkpoint(path, state, self._name, self._optimizer_name)
-            self._rotate()
+        if self._saved_step != state.step:
+            streams = [] if state.stream is None else gather_object([state.stream.state()])
+            if self._accelerator.is_main_process:
+                write_checkpoint(path, state, self._name, self._optimizer_name, streams)
+                self._rotate()
         self._saved_step = state.step
         self._accelerator.wait_for_everyone()
 
@@ -110,9 +127,16 @@ class Checkpoints:
 
 
 def write_checkpoint(
-    path: Path, state: TrainingState, name: str, optimizer_name: str | None = None
+    path: Path,
+    state: TrainingState,
+    name: str,
+    optimizer_name: str | None = None,
+    streams: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write one checkpoint folder, whole or not at all, and verify it. Raises `StorageError`."""
+    """Write one checkpoint folder, whole or not at all, and verify it. Raises `StorageError`.
+
+    `streams`: where in its stream each process is, if there are any.
+    """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -121,7 +145,7 @@ def write_checkpoint(
         artifacts.write(state.hypernetwork, temporary / stem, optimizer_name, optimizer_state)
         description, tensors = flatten(optimizer_state)
         write_bytes(temporary / OPTIMIZER, save(tensors))
-        _write_json(temporary / "state.json", _describe(state, stem, description))
+        _write_json(temporary / "state.json", _describe(state, stem, description, streams))
         _write_json(temporary / MANIFEST, manifest(temporary))
         sync_folder(temporary)
         # Left by a run that went on from an earlier step; nothing of it goes before its successor.
@@ -150,8 +174,11 @@ def _set_aside(path: Path) -> Path:
     return doomed
 
 
-def restore(path: Path, state: TrainingState) -> None:
-    """Load the checkpoint. Raises `ModelError` (damaged) or `OptionError` (another run)."""
+def restore(path: Path, state: TrainingState, process: int = 0) -> None:
+    """Load the checkpoint; of the streams, that of this process.
+
+    Raises `ModelError` (damaged) or `OptionError` (another run).
+    """
     damage = fault(path)
     if damage is not None:
         raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
@@ -163,6 +190,8 @@ def restore(path: Path, state: TrainingState) -> None:
     state.optimizer.load_state_dict(unflatten(saved["optimizer"], load_file(path / OPTIMIZER)))
     if state.scaler is not None and saved["scaler"] is not None:
         state.scaler.load_state_dict(saved["scaler"])
+    if state.stream is not None:
+        state.stream.restore(saved["streams"][process])
     state.step = saved["step"]
 
 
@@ -211,13 +240,16 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return {str(path.relative_to(folder)): _checksum(path) for path in files}
 
 
-def _describe(state: TrainingState, artifact: str, optimizer: Any) -> dict[str, Any]:
+def _describe(
+    state: TrainingState, artifact: str, optimizer: Any, streams: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "step": state.step,
         "artifact": artifact,
         "fingerprint": state.fingerprint,
         "scaler": None if state.scaler is None else state.scaler.state_dict(),
         "optimizer": optimizer,
+        "streams": list(streams),
         "versions": {"hn": __version__, "torch": str(torch.__version__)},
     }
 

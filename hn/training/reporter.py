@@ -6,6 +6,7 @@ import csv
 import json
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ CSV_COLUMNS = ("step", "epoch", "epoch_step", "loss", "learn_rate")
 
 
 class Reporter:
-    """Collects losses on their device and looks at them once every `logging_steps`."""
+    """Collects losses on their device and looks at them once every `logging_steps`.
+
+    `pictures` is None for a stream whose length nobody knows. `counts`: what else each process
+    counts, by name; reported as sums over all of them.
+    """
 
     def __init__(
         self,
@@ -32,14 +37,16 @@ class Reporter:
         every: int,
         first_step: int,
         last_step: int,
-        pictures: int,
+        pictures: int | None,
         global_batch: int,
+        counts: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self._accelerator = accelerator
         self._folder = folder
         self._every = every
         self._pictures = pictures
         self._global_batch = global_batch
+        self._counts = counts
         self._losses: list[Tensor] = []
         self._since = (first_step, time.monotonic())
         self._main = accelerator.is_main_process
@@ -72,6 +79,7 @@ class Reporter:
             "gradient_norm": float(gradient_norm),
             "images_per_second": self._speed(state.step),
             "peak_memory_mib": peak_memory_mib(),
+            **self._totals(),
         }
         self._bar.set_postfix_str(
             f"loss {loss:.4f}, lr {rate:.2e}, {scalars['images_per_second']:.1f} images/s, peak "
@@ -95,9 +103,21 @@ class Reporter:
                 tracker.log_images({tag: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
 
     def close(self) -> None:
-        """End the bar and flush the trackers."""
+        """End the bar, say what was counted, and flush the trackers."""
         self._bar.close()
+        totals = ", ".join(f"{name} {number}" for name, number in self._totals().items())
+        if totals:
+            self._accelerator.print(totals.replace("_", " "))
         self._accelerator.end_training()
+
+    def _totals(self) -> dict[str, int]:
+        """The counts of all processes together."""
+        counts = self._counts()
+        if not counts:
+            return {}
+        numbers = torch.tensor(list(counts.values()), device=self._accelerator.device)
+        total: Any = self._accelerator.reduce(numbers, "sum")
+        return dict(zip(counts, total.tolist(), strict=True))  # GPU sync
 
     def _speed(self, step: int) -> float:
         """Images per second since the last report."""
@@ -106,12 +126,16 @@ class Reporter:
         return (step - before) * self._global_batch / max(now - then, 1e-9)
 
     def _csv_row(self, step: int, loss: float, rate: float) -> None:
-        """A row with the web UI's columns; its epochs are whole passes over the pictures."""
+        """A row with the web UI's columns; its epochs are whole passes over the pictures.
+
+        All of a stream is one epoch: where the next one begins differs between processes.
+        """
         if not self._main:
             return
         path = self._folder / "hypernetwork_loss.csv"
-        steps_per_epoch = max(1, self._pictures // self._global_batch)
-        epoch, epoch_step = divmod(step - 1, steps_per_epoch)
+        epoch, epoch_step = 0, step - 1
+        if self._pictures is not None:
+            epoch, epoch_step = divmod(step - 1, max(1, self._pictures // self._global_batch))
         new = not path.exists()
         with open(path, "a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

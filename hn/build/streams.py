@@ -1,0 +1,51 @@
+"""From a stream of pictures to batches."""
+
+from accelerate import Accelerator
+
+from hn.config import Config
+from hn.data.batches import Layout
+from hn.data.captions import load_template
+from hn.data.framing import Framing
+from hn.data.prompts import Prompts, check_template
+from hn.data.streamed_batches import StreamedBatches
+from hn.data.streamed_chunks import Decoder
+from hn.data.streamed_samples import Samples
+from hn.data.streaming import Stream
+from hn.diffusion.base_model import BaseModel
+
+
+def build_layout(config: Config, accelerator: Accelerator) -> Layout:
+    """How the global batch is dealt out to the processes."""
+    return Layout(
+        batch_size=config.training.train_batch_size,
+        accumulation=config.training.gradient_accumulation_steps,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def build_stream(config: Config, accelerator: Accelerator) -> Stream:
+    """The HF dataset as this process reads it, its first rows read."""
+    check_template(load_template(config.data.template), config.data)
+    stream = Stream.of(
+        config.data,
+        config.training.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    accelerator.print(stream.summary)
+    return stream
+
+
+def build_streamed_batches(
+    config: Config, accelerator: Accelerator, stream: Stream, base: BaseModel, framing: Framing
+) -> StreamedBatches:
+    """The batches over it; the autoencoder and the text encoder are needed to the end."""
+    data, seed = config.data, config.training.seed
+    prompts = Prompts([], load_template(data.template), config.network.name, data, seed)
+    examples = [text for each in stream.first_captions for text in prompts.plain_of(each)]
+    for remark in base.text_encoder.remarks(examples):
+        accelerator.print(f"of its first rows, {remark}")
+    samples = Samples(framing, data, seed, downscaling=base.downscaling)
+    decoder = Decoder(stream, samples, prompts, build_layout(config, accelerator), seed)
+    return StreamedBatches(decoder, base, data, seed, stream.digest)
