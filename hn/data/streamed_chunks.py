@@ -5,9 +5,10 @@ how many micro-batches of it are gone.
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import astuple, dataclass, field
-from itertools import chain, count, cycle
+from itertools import count, cycle
 from typing import Any, Self
 
 from hn import rng
@@ -18,6 +19,7 @@ from hn.data.streamed_samples import Sample, Samples
 from hn.data.streaming import Chunk, Position, Size, Stream, check_faults
 from hn.errors import DataError
 
+THREADS = 4  # that decode; Pillow lets them run side by side
 NAMED = 5  # rows of each process that are named when they are skipped
 
 
@@ -113,48 +115,60 @@ class Decoder:
         length = max(1, self._stream.config.shuffle_buffer // size) * size  # of whole batches
         slots = self._slots(step)
         here = next(slots)
-        with closing(ahead(self._stream.chunks(progress.chunk, length), 1)) as chunks:
+        chunks = ahead(self._stream.chunks(progress.chunk, length), 1)
+        with closing(chunks), ThreadPoolExecutor(THREADS) as pool:
             for chunk in chunks:
                 targets = [self._samples.framing.size_for(each) for each in chunk.sizes]
                 tally = _Tally(chunk, targets, progress)
                 position = self._stream.rank, chunk.start.epoch, chunk.start.chunk
                 planned = plan(targets, size, self._seed, *position)
                 for number in range(tally.batches, len(planned)):
-                    samples, prompts = self._drawn(chunk, planned[number], tally, *here)
-                    if samples:
+                    drawn = self._drawn(pool, chunk, planned[number], tally, *here)
+                    if drawn:
+                        samples, prompts = map(list, zip(*drawn, strict=True))
                         yield Ready(*here, samples, prompts, tally.after(number + 1))
                         here = next(slots)
                 progress = tally.after(len(planned))
 
     def _drawn(
-        self, chunk: Chunk, batch: Planned, tally: "_Tally", step: int, slots: list[int]
-    ) -> tuple[list[Sample], list[str]]:
-        """Samples and prompts of a micro-batch; none if nothing of its size can be decoded.
+        self,
+        pool: Executor,
+        chunk: Chunk,
+        batch: Planned,
+        tally: "_Tally",
+        step: int,
+        slots: list[int],
+    ) -> list[tuple[Sample, str]]:
+        """Sample and prompt for each slot; nothing if nothing of its size can be decoded.
 
         What cannot be decoded, or is not there, is replaced by spares: the same ones wherever a run
         is resumed.
         """
-        samples: list[Sample] = []
-        prompts: list[str] = []
-        own, failed = len(batch.own), 0
-        for turn, member in enumerate(chain(batch.own, cycle(batch.spares))):
-            if len(samples) == len(slots) or failed == len(batch.spares):
-                break
-            slot = slots[len(samples)]
+
+        def draw(member: int, slot: int) -> tuple[Sample, str] | DataError:
             example = chunk.examples[member]
             try:
-                samples.append(self._samples.draw(example, batch.size, step, slot))
+                sample = self._samples.draw(example, batch.size, step, slot)
             except DataError as error:
-                if turn < own:
-                    tally.fault(str(error))
-                else:
+                return error
+            return sample, self._prompts.draw_of(example.captions, step, slot)
+
+        drawn: dict[int, tuple[Sample, str]] = {}
+        for slot, result in zip(slots, pool.map(draw, batch.own, slots), strict=False):
+            if isinstance(result, DataError):
+                tally.fault(str(result))
+            else:
+                drawn[slot] = result
+        spares, failed = cycle(batch.spares), 0
+        for slot in slots:
+            while slot not in drawn and failed < len(batch.spares):
+                result = draw(next(spares), slot)
+                if isinstance(result, DataError):
                     failed += 1
-                continue
-            prompts.append(self._prompts.draw_of(example.captions, step, slot))
-            if turn >= own:
-                tally.repeat()
-        complete = len(samples) == len(slots)
-        return (samples, prompts) if complete else ([], [])
+                else:
+                    drawn[slot], failed = result, 0
+                    tally.repeat()
+        return [drawn[slot] for slot in slots] if len(drawn) == len(slots) else []
 
     def _slots(self, step: int) -> Iterator[tuple[int, list[int]]]:
         """Step and slots of every micro-batch from `step` on."""

@@ -62,7 +62,8 @@ class Chunk:
 class Stream:
     """The part of a dataset that one process reads, endlessly.
 
-    Raises `DataError` for columns that are missing or hold something else, and for no rows.
+    `digest` and `first_captions` come of the first rows. Raises `DataError` for columns that are
+    missing or hold something else, and for no rows.
     """
 
     def __init__(
@@ -78,11 +79,12 @@ class Stream:
         self.rank = rank
         self._seed = seed
         self._world_size = world_size
-        self._features = dataset.features
         self._dataset = with_columns(dataset, config)
         self.shards = dataset.num_shards
         self._whole_shards = self.shards % world_size == 0
-        self._first = self._read_first()
+        first = self._read_first()
+        self.digest = _digest(self.shards, str(dataset.features), first[0], config)
+        self.first_captions = _usable_captions(first, config)
 
     @classmethod
     def of(cls, config: DataConfig, seed: int, *, rank: int = 0, world_size: int = 1) -> "Stream":
@@ -90,24 +92,6 @@ class Stream:
         dataset = load(config)
         assert isinstance(dataset, IterableDataset)
         return cls(dataset, config, seed, rank=rank, world_size=world_size)
-
-    @property
-    def digest(self) -> str:
-        """What tells datasets apart without reading them: shards, columns, the first picture."""
-        first = self._first[0]
-        shape = [self.shards, str(self._features), first[self.config.caption_column]]
-        digest = hashlib.sha256(json.dumps(shape).encode())
-        digest.update(first[self.config.image_column]["bytes"] or b"")
-        return digest.hexdigest()
-
-    @property
-    def first_captions(self) -> list[list[str]]:
-        """The captions of the first rows, of those that can be used."""
-        found = []
-        for row in self._first:
-            with suppress(DataError, ValueError):
-                found.append(list(to_example("", row, self.config).captions))
-        return found
 
     @property
     def summary(self) -> str:
@@ -230,3 +214,19 @@ def check_faults(number: int, rows: int, faults: list[str]) -> None:
                 faults,
             )
         )
+
+
+def _digest(shards: int, features: str, first: dict[str, Any], config: DataConfig) -> str:
+    """What tells datasets apart without reading them: shards, columns, the first picture."""
+    description = json.dumps([shards, features, first[config.caption_column]])
+    content = (first[config.image_column] or {}).get("bytes") or b""
+    return hashlib.sha256(description.encode() + content).hexdigest()
+
+
+def _usable_captions(rows: list[dict[str, Any]], config: DataConfig) -> list[tuple[str, ...]]:
+    """The captions of each row that can be used."""
+    found = []
+    for row in rows:
+        with suppress(ValueError):
+            found.append(to_example("", row, config).captions)
+    return found
