@@ -56,7 +56,7 @@ def test_a_run_resumed_anywhere_equals_one_that_was_not_stopped(
     places = [streams(path)[0] for path in checkpoints]
     assert len({place["chunk"]["epoch"] for place in places}) > 1
     assert {place["batches"] for place in places} >= {1, 2} or variant
-    for step in (1, 2, 4, 5, 6, 8):
+    for step in (1, 6, 8):  # within a chunk, at the end of an epoch, within the next
         stopped = tmp_path / f"from-{step}/run"
         for path in checkpoints[:step]:
             shutil.copytree(path, stopped / "checkpoints" / path.name)
