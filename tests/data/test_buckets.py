@@ -105,7 +105,7 @@ def test_proportions_are_met_up_to_one_step_of_the_shorter_side(framing, ratio, 
     """A bucket of n steps along its shorter side is off by less than a factor of 1 + 1 / n."""
     picture = (10_000, round(10_000 / ratio))
     shortest = math.isqrt(int(math.prod(framing.size) / framing.max_aspect_ratio)) // framing.step
-    assume(proportions(picture) <= framing.max_aspect_ratio and shortest > 0)
+    assume(proportions(picture) <= framing.max_aspect_ratio and shortest > 1)
     size = framing.size_for(picture[::-1] if upright else picture)
     factor = proportions(size) / proportions(picture)
     assert max(factor, 1 / factor) <= 1 + 1 / shortest
