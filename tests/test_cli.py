@@ -116,8 +116,11 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
         (["--snr_gamma", "0"], "snr_gamma must be greater than 0"),
         (["--checkpoints_total_limit", "1"], "checkpoints_total_limit must be at least 2"),
         (["--name", "../x"], "name may hold letters"),
-        (["--dataset_name", "x"], "give one of train_data_dir, train_folders and dataset_name"),
-        (["--train_folders", "x"], "train_folders and dataset_name; found pictures and x"),
+        (["--dataset_name", "x"], "found train_data_dir and dataset_name"),
+        (
+            ["--train_folders", "x"],
+            "dataset_name, cached_data_dir; found train_data_dir and train_folders",
+        ),
         (["--use_mask_files", "--use_alpha_weights"], "give one of the two"),
         (["--use_8bit_adam", "--optimizer", "SGD"], "use_8bit_adam is for the optimizer AdamW"),
         (["--config", "nonsense"], "the recipes are: demo"),
