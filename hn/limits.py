@@ -50,6 +50,8 @@ def _range_faults(config: Config) -> list[str]:
     }
     not_negative = {
         "noise_offset": config.objective.noise_offset,
+        "prompt_variants": data.prompt_variants,
+        "text_cache_gib": data.text_cache_gib,
         "keep_tags": data.keep_tags,
         "lr_warmup_steps": optimizer.lr_warmup_steps,
         "checkpointing_steps": output.checkpointing_steps,
@@ -128,6 +130,11 @@ def _tag_faults(data: DataConfig) -> list[str]:
         faults.append(
             f"keep_separator and tag_separator must differ; found '{data.tag_separator}' for both"
         )
+    if data.prompt_variants > 0 and not (data.shuffle_tags or data.tag_dropout or data.wildcards):
+        faults.append(
+            f"prompt_variants {data.prompt_variants} is for shuffle_tags, tag_dropout and "
+            "wildcards; all are off"
+        )
     if data.keep_tags > 0 and not data.shuffle_tags and not data.tag_dropout:
         faults.append(
             f"keep_tags {data.keep_tags} is for shuffle_tags or tag_dropout; found neither"
@@ -171,6 +178,8 @@ def _streaming_faults(data: DataConfig) -> list[str]:
     faults = []
     if data.dataset_name is None:
         faults.append("streaming reads an HF dataset: give dataset_name instead of train_data_dir")
+    if data.prompt_variants:
+        faults.append("streaming keeps no variants of captions: leave prompt_variants out")
     if data.latent_cache_dir is not None:
         faults.append(
             "streaming keeps nothing, latent_cache_dir keeps what is encoded: give one of the two"

@@ -8,12 +8,12 @@ from datasets import Dataset
 from hn.build.models import build_base_model
 from hn.build.pictures import (
     build_cache,
-    build_contexts,
     build_datasets,
     build_encoder,
     build_held_out,
     build_latents,
 )
+from hn.build.prompts import build_prompts, encode_prompts
 from hn.config import Config
 from hn.data.caching import Cache, Verified, verify
 from hn.data.contexts import Contexts
@@ -48,5 +48,5 @@ def build_cached(config: Config, accelerator: Accelerator) -> Cached:
     contexts = Contexts(base, cache.store)
     build_held_out(config, accelerator, datasets, base, contexts, cache)
     latents = build_latents(config, accelerator, datasets.train, base, cache, "train")
-    build_contexts(config, accelerator, latents, contexts, base)
+    encode_prompts(config, accelerator, build_prompts(config, latents.index), contexts, base)
     return Cached(cache, latents, datasets.train, encoder)

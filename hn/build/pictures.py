@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from hn import rng
-from hn.build.streams import build_layout, build_stream, build_streamed_batches
+from hn.build.processes import build_layout, build_workers
+from hn.build.prompts import build_prompts, encode_prompts
+from hn.build.streams import build_stream, build_streamed_batches
 from hn.config import Config
 from hn.data.batches import Batch, Batches
 from hn.data.bucket_table import bucket_table, write_pictures
@@ -23,10 +24,9 @@ from hn.data.framing import Framing
 from hn.data.images import load_examples, read_configured_folder
 from hn.data.index import Index
 from hn.data.latents import Latents
-from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts, check_captions
+from hn.data.prompts import check_captions
 from hn.data.streamed_batches import StreamedBatches
 from hn.data.streaming import Stream
-from hn.data.workers import Workers
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.layout import check_layout
@@ -110,33 +110,6 @@ def build_framing(config: Config) -> Framing:
     return Framing.of(config.data, step)
 
 
-def build_workers(accelerator: Accelerator) -> Workers:
-    """The processes as the cache knows them."""
-    return Workers(
-        accelerator.num_processes,
-        accelerator.process_index,
-        lambda value: broadcast_object_list([value])[0],
-        accelerator.wait_for_everyone,
-    )
-
-
-def build_contexts(
-    config: Config, accelerator: Accelerator, latents: Latents, contexts: Contexts, base: BaseModel
-) -> Prompts:
-    """What draws prompts; where all that it can draw are few, they are encoded now."""
-    prompts = _build_prompts(config, latents.index)
-    every_prompt = prompts.all()
-    remarks = base.text_encoder.remarks(every_prompt or prompts.examples())
-    for remark in remarks:
-        accelerator.print(remark)
-    if remarks and len(prompts) > ALL_PROMPTS_LIMIT:
-        accelerator.print(f"that is of {ALL_PROMPTS_LIMIT} pictures looked at, of {len(prompts)}")
-    if every_prompt is not None:
-        contexts.cache(every_prompt, build_workers(accelerator))
-        base.free_text_encoder()
-    return prompts
-
-
 def build_batches(
     config: Config,
     accelerator: Accelerator,
@@ -152,7 +125,9 @@ def build_batches(
         )
     training, layout = config.training, build_layout(config, accelerator)
     latents = build_latents(config, accelerator, datasets.train, base, cache, "train")
-    prompts = build_contexts(config, accelerator, latents, contexts, base)
+    prompts = build_prompts(config, latents.index)
+    if encode_prompts(config, accelerator, prompts, contexts, base):
+        base.free_text_encoder()
     if config.validation.validation_prompt:
         base.park_vae()
     else:
@@ -178,7 +153,7 @@ def build_held_out(
     if datasets.held_out is None and not cached:
         return None
     latents = build_latents(config, accelerator, datasets.held_out, base, cache, "validation")
-    written = _build_prompts(config, latents.index)
+    written = build_prompts(config, latents.index)
     prompts = [written.plain(picture)[0] for picture in range(len(written))]
     contexts.cache(prompts, build_workers(accelerator))
     rows = list(range(len(latents)))
@@ -211,8 +186,3 @@ def _report_sizes(config: Config, index: Index, cache: Cache) -> None:
     pictures = np.stack([index.numbers("width"), index.numbers("height")], axis=1)
     print(bucket_table(names, pictures, framing, config.training.train_batch_size))
     write_pictures(cache.folder / "pictures.csv", names[:], pictures, framing)
-
-
-def _build_prompts(config: Config, index: Index) -> Prompts:
-    template = load_template(config.data.template)
-    return Prompts.of(index.words, template, config.network.name, config.data, config.training.seed)

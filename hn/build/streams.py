@@ -2,8 +2,8 @@
 
 from accelerate import Accelerator
 
+from hn.build.processes import build_layout
 from hn.config import Config
-from hn.data.batches import Layout
 from hn.data.captions import load_template
 from hn.data.framing import Framing
 from hn.data.prompts import Prompts, check_template
@@ -12,16 +12,6 @@ from hn.data.streamed_chunks import Decoder
 from hn.data.streamed_samples import Samples
 from hn.data.streaming import Stream
 from hn.diffusion.base_model import BaseModel
-
-
-def build_layout(config: Config, accelerator: Accelerator) -> Layout:
-    """How the global batch is dealt out to the processes."""
-    return Layout(
-        batch_size=config.training.train_batch_size,
-        accumulation=config.training.gradient_accumulation_steps,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
 
 
 def build_stream(config: Config, accelerator: Accelerator) -> Stream:

@@ -13,7 +13,7 @@ from hn.diffusion.text_encoder import stack_contexts
 
 ENCODED_AT_ONCE = 8  # prompts, always: what is computed for one must not depend on those beside it
 PER_SHARD = 256
-KEPT = 4096  # contexts: 1 GB of one chunk for SD 1; more only come up where tags are shuffled
+KEPT = 2**30  # bytes of contexts in memory; more only come up where tags are shuffled
 
 
 class Contexts:
@@ -23,6 +23,7 @@ class Contexts:
         self._base = base
         self._store = store
         self._known: dict[str, Tensor] = {}
+        self._bytes = 0  # of them
 
     def cache(self, prompts: Iterable[str], workers: Workers = ALONE) -> int:
         """Encode those that the store lacks into it; return how many those were."""
@@ -46,21 +47,25 @@ class Contexts:
             absent = self._store.missing(keys)
             stored = [place for place in range(len(new)) if place not in absent]
             contexts = self._store.read([keys[place] for place in stored])
-            self._known |= zip([new[place] for place in stored], contexts, strict=True)
+            self._take([new[place] for place in stored], contexts)
             new = [new[place] for place in absent]
-        self._known |= zip(new, self._encode(new), strict=True)
+        self._take(new, self._encode(new))
 
     def stack(self, prompts: list[str]) -> Tensor:
         """Contexts (B, T, D) of the prompts, on the CPU; beyond `KEPT` the oldest are forgotten."""
         self.encode(prompts)
         contexts = stack_contexts([self._known[prompt] for prompt in prompts])
-        for oldest in list(self._known)[: max(0, len(self._known) - KEPT)]:
-            del self._known[oldest]
+        while self._bytes > KEPT:
+            self._bytes -= self._known.pop(next(iter(self._known))).nbytes
         return contexts
 
     def key(self, prompt: str) -> bytes:
         """The key of a prompt's context in the store."""
         return key_of("context", json.dumps(self._base.text_identity), prompt)
+
+    def _take(self, prompts: Sequence[str], contexts: Sequence[Tensor]) -> None:
+        self._known |= zip(prompts, contexts, strict=True)
+        self._bytes += sum(context.nbytes for context in contexts)
 
     def _encode(self, prompts: Sequence[str]) -> list[Tensor]:
         contexts: list[Tensor] = []

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from random import Random
 from typing import NamedTuple
 
 from datasets import Dataset
@@ -16,7 +17,7 @@ from hn.data.images import listed
 from hn.data.tags import Tags
 from hn.errors import DataError
 
-ALL_PROMPTS_LIMIT = 2000  # more are encoded when they are drawn
+EXAMPLES = 2000  # pictures whose prompts are looked at
 MANY = 10**9
 SHOWN = 40  # characters of a caption
 _WORDING = ("caption_prefix", "caption_suffix", "regularization")
@@ -76,7 +77,13 @@ class Prompts:
 
     def draw(self, picture: int, step: int, slot: int) -> str:
         """The prompt: perhaps empty (`caption_dropout`), else a filled line of the template."""
-        return self.draw_of(self._captions[picture], step, slot, self._wording(picture))
+        captions, wording = self._captions[picture], self._wording(picture)
+        if not self._config.prompt_variants:
+            return self.draw_of(captions, step, slot, wording)
+        random = rng.python_random(self._seed, "caption", step, slot)
+        if random.random() < self._config.caption_dropout:
+            return ""
+        return self._variant(picture, random.randrange(self._config.prompt_variants))
 
     def draw_of(
         self, captions: Sequence[str], step: int, slot: int, wording: Wording = AS_SET
@@ -85,6 +92,14 @@ class Prompts:
         random = rng.python_random(self._seed, "caption", step, slot)
         if random.random() < self._config.caption_dropout:
             return ""
+        return self._drawn(captions, wording, random)
+
+    def _variant(self, picture: int, variant: int) -> str:
+        """One of the prompts of a picture that `prompt_variants` allows."""
+        random = rng.python_random(self._seed, "prompt", picture, variant)
+        return self._drawn(self._captions[picture], self._wording(picture), random)
+
+    def _drawn(self, captions: Sequence[str], wording: Wording, random: Random) -> str:
         return draw_prompt(
             captions[0] if len(captions) == 1 else random.choice(captions),
             framed(self._template, self._config, wording),
@@ -114,17 +129,21 @@ class Prompts:
         ]
 
     def examples(self) -> list[str]:
-        """The plain prompts of at most `ALL_PROMPTS_LIMIT` pictures, evenly chosen."""
+        """The plain prompts of at most `EXAMPLES` pictures, evenly chosen."""
         count = len(self)
-        chosen = range(count) if count <= ALL_PROMPTS_LIMIT else _evenly(count, ALL_PROMPTS_LIMIT)
+        chosen = range(count) if count <= EXAMPLES else _evenly(count, EXAMPLES)
         return [prompt for picture in chosen for prompt in self.plain(picture)]
 
-    def all(self) -> list[str] | None:
-        """Every prompt that can be drawn, or None if they are too many to encode beforehand."""
+    def all(self, limit: int) -> list[str] | None:
+        """Every prompt that can be drawn, or None if they are countless or more than `limit`."""
+        variants = self._config.prompt_variants
+        if len(self) * max(1, variants) > limit:
+            return None  # without reading any of them
+        if variants:
+            pairs = ((picture, it) for picture in range(len(self)) for it in range(variants))
+            return list(dict.fromkeys(["", *(self._variant(*pair) for pair in pairs)]))
         if self._config.shuffle_tags or self._config.tag_dropout:
             return None
-        if len(self) > ALL_PROMPTS_LIMIT:
-            return None  # without reading any of them
         every: dict[str, None] = {"": None}
         number = 0
         for picture, captions in enumerate(self._captions):
@@ -133,7 +152,7 @@ class Prompts:
             template = framed(self._template, self._config, wording)
             lines = [parsed(line, self._config) for line in template]
             number += sum(map(wildcards.count, texts)) * sum(map(wildcards.count, lines))
-            if number > ALL_PROMPTS_LIMIT:
+            if number > limit:
                 return None
             every |= dict.fromkeys(self._every(texts, lines, wording))
         return list(every)

@@ -51,6 +51,16 @@ class TextEncoder:
         model.to(device)
         return self
 
+    @property
+    def nbytes(self) -> int:
+        """What its weights take."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
+    @property
+    def context_nbytes(self) -> int:
+        """What the context of a prompt of one chunk takes."""
+        return self.length * self.model.config.hidden_size * self.model.dtype.itemsize
+
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> list[Tensor]:
         """The context (T, D) of each prompt; T is `length`, with "webui" a multiple of it."""

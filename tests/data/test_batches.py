@@ -13,11 +13,12 @@ from hn.data.decoding import open_picture
 from hn.data.framing import Framing, to_tensor
 from hn.data.images import examples, read_folder
 from hn.data.latents import Latents
-from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts
+from hn.data.prompts import Prompts
 from hn.diffusion.base_model import BaseModel
 from hn.errors import NumericsError
 from tests import caches, golden
 
+LIMIT = 2000
 BUCKETS = golden.read_json("buckets.json")
 COUNT = 5
 CAPTIONS = [f"picture {i}, red, large" for i in range(COUNT)]
@@ -210,18 +211,18 @@ def test_caption_dropout_empties_that_share(chance, low, high):
 def test_all_prompts_are_those_that_can_be_drawn():
     prompts = make_prompts(caption_dropout=0.5)
     every = {prompts.draw(p, step, 0) for p in range(COUNT) for step in range(40)}
-    assert set(prompts.all()) == every
-    assert len(prompts.all()) == 2 * COUNT + 1
+    assert set(prompts.all(LIMIT)) == every
+    assert len(prompts.all(LIMIT)) == 2 * COUNT + 1
 
 
 @pytest.mark.parametrize("settings", [{"shuffle_tags": True}, {"tag_dropout": 0.1}])
 def test_prompts_that_are_drawn_anew_are_not_listed(settings):
-    assert make_prompts(**settings).all() is None
+    assert make_prompts(**settings).all(LIMIT) is None
 
 
 def test_too_many_prompts_are_not_listed():
-    captions = [[str(i)] for i in range(ALL_PROMPTS_LIMIT + 1)]
-    assert Prompts(captions, ["[filewords]"], "", DataConfig(), 0).all() is None
+    captions = [[str(i)] for i in range(LIMIT + 1)]
+    assert Prompts(captions, ["[filewords]"], "", DataConfig(), 0).all(LIMIT) is None
 
 
 @pytest.fixture
@@ -284,7 +285,7 @@ def test_each_prompt_is_encoded_once(base):
 
 def test_old_contexts_are_forgotten_and_encoded_again(base, monkeypatch):
     """Shuffled tags make ever new prompts; memory must not grow with them."""
-    monkeypatch.setattr(contexts, "KEPT", 3)
+    monkeypatch.setattr(contexts, "KEPT", 3 * base.text_encoder.context_nbytes)
     kept = Contexts(base)
     first = kept.stack(["a", "b"])
     kept.stack(["c", "d", "e"])

@@ -12,12 +12,13 @@ from hn.data.batches import Batches, Layout
 from hn.data.columns import with_counts, with_words
 from hn.data.contexts import Contexts
 from hn.data.folder_captions import Captioned
-from hn.data.prompts import ALL_PROMPTS_LIMIT, Prompts, check_captions
+from hn.data.prompts import Prompts, check_captions
 from hn.data.tags import Tags
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError
 from tests import caches
 
+LIMIT = 2000
 DRAWS = 4000
 LARGE = {"shuffle_tags": True, "tag_dropout": 0.3, "caption_dropout": 0.2}
 
@@ -141,14 +142,14 @@ def test_wildcards_are_drawn_in_captions_lines_prefix_and_suffix():
         for colour in ("red", "blue")
         for end in ("", "!")
     }
-    assert set(drawn(prompts, count=1000)) == expected == set(prompts.all()) - {""}
+    assert set(drawn(prompts, count=1000)) == expected == set(prompts.all(LIMIT)) - {""}
     assert plain(prompts) == [["a photo of the red cat"]]
 
 
 def test_without_the_setting_braces_are_text():
     prompts = make([["{a|b} :}"]], ["{x|y} [filewords]"])
     assert set(drawn(prompts)) == {"{x|y} {a|b} :}"}
-    assert prompts.all() == ["", "{x|y} {a|b} :}"]
+    assert prompts.all(LIMIT) == ["", "{x|y} {a|b} :}"]
 
 
 def test_tags_that_come_of_a_wildcard_are_tags():
@@ -190,7 +191,7 @@ RICH = [["a {b|c}", "d"], ["{e|{f|g}}|||h", "i ||| j", "k"], ["l"], ["{m|n}"] * 
 )
 def test_all_prompts_are_exactly_those_that_can_be_drawn(settings):
     prompts = make(RICH, ["[filewords]", "{by|of} [name] [filewords]", ""], **settings)
-    every = prompts.all()
+    every = prompts.all(LIMIT)
     found = {p for picture in range(len(RICH)) for p in drawn(prompts, picture, DRAWS // 2)}
     assert len(every) == len(set(every))
     assert found | {""} == set(every)
@@ -200,8 +201,8 @@ def test_all_prompts_are_exactly_those_that_can_be_drawn(settings):
 @pytest.mark.parametrize(
     ("captions", "settings", "listed"),
     [
-        ([[str(i) for i in range(ALL_PROMPTS_LIMIT)]], {}, True),
-        ([[str(i) for i in range(ALL_PROMPTS_LIMIT + 1)]], {}, False),
+        ([[str(i) for i in range(LIMIT)]], {}, True),
+        ([[str(i) for i in range(LIMIT + 1)]], {}, False),
         ([["{a|b}" * 10]], {"wildcards": True}, True),
         ([["{a|b}" * 11]], {"wildcards": True}, False),
         ([["{a|b}" * 13_000]], {"wildcards": True}, False),
@@ -210,9 +211,23 @@ def test_all_prompts_are_exactly_those_that_can_be_drawn(settings):
     ],
 )
 def test_prompts_are_listed_up_to_the_limit(captions, settings, listed):
-    every = make(captions, **settings).all()
+    every = make(captions, **settings).all(LIMIT)
     assert (every is not None) == listed
-    assert every is None or len(every) <= ALL_PROMPTS_LIMIT + 1
+    assert every is None or len(every) <= LIMIT + 1
+
+
+def test_a_bounded_number_of_variants_is_drawn_and_listed():
+    settings = {"shuffle_tags": True, "tag_dropout": 0.3, "caption_dropout": 0.2}
+    prompts = make(RICH, prompt_variants=3, **settings)
+    every = prompts.all(3 * len(RICH))
+    assert prompts.all(3 * len(RICH) - 1) is None
+    for picture in range(len(RICH)):
+        assert 1 <= len(set(drawn(prompts, picture, 300)) - {""}) <= 3
+    assert len(every) > len(RICH) + 1
+    found = {prompt for picture in range(len(RICH)) for prompt in drawn(prompts, picture, 300)}
+    assert found == set(every)
+    again = make(RICH, prompt_variants=3, **settings)
+    assert drawn(again, 1, 50) == drawn(prompts, 1, 50)
 
 
 ALL_ON = {

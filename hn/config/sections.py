@@ -1,0 +1,155 @@
+"""The settings of everything but pictures and captions; standard library only."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The base model."""
+
+    pretrained_model_name_or_path: str = ""
+    """Folder or hub id of a Stable Diffusion 1 or 2 in diffusers' layout; "demo" is the embedded
+    one.
+    """
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    variant: str | None = None
+    """Weight files to take, such as "fp16"."""
+    sd_checkpoint_file: str | None = None
+    """The single file of this model, if there is one: its short hash is noted in the artifact."""
+    prompt_syntax: Literal["plain", "webui"] = "plain"
+    """How captions and prompts are read. plain: as text, cut at one chunk of 75 tokens. webui:
+    (word:1.2), ((word)), [word] and BREAK as the web UI reads them, in as many chunks as it takes;
+    captions with parentheses that mean nothing, as tags of pictures often have, need \\( and \\).
+    """
+    clip_skip: int = 1
+    """The text encoder's layer that is read, from the end: 1 is the last; models for anime often
+    want 2."""
+    enable_xformers_memory_efficient_attention: bool = False
+    """Use xformers' attention instead of torch's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The hypernetwork."""
+
+    name: str = "hypernetwork"
+    """Its name: file stem, folder of the run, and what [name] in a template becomes."""
+    hypernetwork_path: str | None = None
+    """Go on from this .pt or .safetensors file; its structure is taken, and its step goes on."""
+    adopt_optimizer: Literal["matching", "always", "never"] = "matching"
+    """The web UI's .pt.optim beside hypernetwork_path: use it if its hash is that of the .pt and
+    stop otherwise, use it all the same (its intermediate files never match), or leave it alone.
+    """
+    dims: tuple[int, ...] = ()
+    """Context widths to train; none given: every one the UNet has."""
+    layer_structure: tuple[float, ...] = (1, 2, 1)
+    """Layer widths as multiples of the context width, from 1 to 1."""
+    activation_func: str = "linear"
+    """Activation by its web UI name: linear, relu, leakyrelu, elu, swish, tanh, sigmoid, mish, ...
+    """
+    weight_initialization: str = "identity"
+    """identity (starts as the base model), Normal, or Kaiming or Xavier, each Uniform or Normal."""
+    is_layer_norm: bool = False
+    """LayerNorm after every layer."""
+    activate_output: bool = False
+    """Activation also after the last layer."""
+    dropout_structure: tuple[float, ...] = ()
+    """Dropout after each layer, one number for each entry of layer_structure, such as 0 0.3 0;
+    also over that of hypernetwork_path. What is shared has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss."""
+
+    snr_gamma: float | None = None
+    """Min-SNR weighting; 5 is usual."""
+    noise_offset: float = 0.0
+    """Per-channel constant added to the noise; 0.05 to 0.1 is usual."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer, learning rate, clipping."""
+
+    optimizer: str = "AdamW"
+    """A class of torch.optim, or any importable package.Class."""
+    optimizer_args: tuple[str, ...] = ()
+    """Its arguments as name=value, such as weight_decay=0.1 betas=(0.9,0.99)."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit states (bitsandbytes)."""
+    learning_rate: str = "1e-5"
+    """A number, or the web UI's stages: "5e-5:150, 2e-5:500, 1e-5" (rate:until that step)."""
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    """What the rate is multiplied with over the run."""
+    lr_warmup_steps: int = 0
+    """Steps over which the rate rises from zero."""
+    clip_grad_mode: Literal["none", "norm", "value"] = "norm"
+    """Clip the true (unscaled) gradient's norm, each of its values, or nothing."""
+    clip_grad_value: str = "1.0"
+    """The bound; a number or stages, as learning_rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The loop."""
+
+    max_train_steps: int = 1000
+    """Optimizer steps in all, counted over resumes."""
+    train_batch_size: int = 1
+    """Pictures per process and micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per step."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the frozen model and of the computation; not given: what accelerate launch says.
+    The
+    hypernetwork's weights are always float32."""
+    gradient_checkpointing: bool = False
+    """Less memory for more time: compute activations again in the backward pass."""
+    seed: int = 0
+    """All randomness follows from it: pictures, noise, timesteps, crops, captions, first weights.
+    """
+    expect_world_size: int | None = None
+    """Refuse to run with another number of processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where results go, and when."""
+
+    output_dir: str = "runs"
+    """The run's folder is output_dir/name."""
+    checkpointing_steps: int = 500
+    """Save a checkpoint every so many steps, and always at the end; 0: only at the end."""
+    checkpoints_total_limit: int | None = None
+    """Keep only the newest so many checkpoints, at least 2."""
+    save_optimizer_state: bool = False
+    """Write .pt.optim beside each .pt too, to go on in the web UI."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint's folder, or "latest"."""
+    report_to: Literal["tensorboard", "none"] = "tensorboard"
+    """Tracker, beside metrics.jsonl and hypernetwork_loss.csv, which are always written."""
+    logging_steps: int = 10
+    """Report every so many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Previews and the held-out loss."""
+
+    validation_prompt: tuple[str, ...] = ()
+    """Prompts to draw."""
+    validation_steps: int = 500
+    """Draw and measure every so many steps, and at the end; 0: only at the end."""
+    validation_strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Columns of the preview grid."""
+    validation_negative_prompt: str = ""
+    """What the guidance leads away from."""
+    validation_inference_steps: int = 25
+    """Denoising steps of a preview."""
+    validation_guidance_scale: float = 7.0
+    """Classifier-free guidance of a preview."""
+    validation_seed: int = 0
+    """Seed of the previews' noise: the same in every grid."""
