@@ -21,7 +21,7 @@ from hn.data.decoding import survey
 from hn.data.encoding import Encoder, Job
 from hn.data.images import examples_of, named
 from hn.data.index import Contents, Index
-from hn.data.shards import Shards, told
+from hn.data.shards import Shards, check, told
 from hn.data.store import Store, write_table
 from hn.data.workers import ALONE, Workers
 from hn.errors import DataError, DistributedError
@@ -66,6 +66,7 @@ def cache_pictures(
     folder = cache.folder / "pictures"
     parts = folder / workers.agree(f".{split}-{time.time_ns():x}")
     parts.mkdir(parents=True, exist_ok=True)
+    _forget_killed(folder)
     starts, damaged = list(range(0, len(dataset), PER_SHARD)), cache.store.damaged
     earlier = _earlier(cache.index_path(split))
     with tqdm(
@@ -78,10 +79,10 @@ def cache_pictures(
         for start in starts[workers.rank :: workers.count]:
             table = shards.make(range(start, min(start + PER_SHARD, len(dataset))))
             write_table(parts / f"{start:09d}.arrow", table)
-    shards.check()
+    tables = [_await(parts / f"{start:09d}.arrow", parts) for start in starts]
+    check(tables)
     joined = parts / "index.arrow"
     if workers.rank == 0:
-        tables = [_await(parts / f"{start:09d}.arrow", parts) for start in starts]
         about = {"settings": encoder.settings, "autoencoder": encoder.autoencoder}
         Index.write(joined, tables, {**about, "variants": encoder.variants})
         _say(tables, len(dataset), damaged)
@@ -100,6 +101,14 @@ def _earlier(path: Path) -> Index | None:
     with suppress(DataError):
         return Index.open(path)
     return None
+
+
+def _forget_killed(folder: Path) -> None:
+    """Remove what passes left that were killed long ago."""
+    for left in folder.glob(".*-*"):
+        with suppress(OSError):  # another process may be quicker
+            if time.time() - left.stat().st_mtime > STALLED:
+                shutil.rmtree(left)
 
 
 def _await(path: Path, parts: Path) -> pa.Table:

@@ -43,6 +43,7 @@ class Told:
     encoded: dict[str, list[str]]
     weighing: str | None
     even: list[str]  # whose places all count the same
+    faults: list[str]  # of pictures that cannot be used
 
 
 class Shards:
@@ -64,8 +65,9 @@ class Shards:
     def make(self, numbers: range) -> pa.Table:
         """Encode what the store lacks of these pictures, and return their part of the index.
 
-        A picture that cannot be used is missing in it, and is named by `check`.
+        It names the pictures that cannot be used, for `check`.
         """
+        self._faults = []
         rows = list(self._rows(numbers))
         absent = self._encode(rows)
         self._weigh(rows)
@@ -74,14 +76,8 @@ class Shards:
         for row in rows:
             if row.number in absent:
                 reasons.setdefault(self._reason(row), []).append(row.name)
-        told = Told(reasons, self._encoder.weighing, self._even(table))
+        told = Told(reasons, self._encoder.weighing, self._even(table), self._faults)
         return table.replace_schema_metadata({_TOLD: json.dumps(asdict(told))})
-
-    def check(self) -> None:
-        """Raises `DataError` listing the pictures that cannot be used."""
-        if self._faults:
-            found = f"{len(self._faults)} pictures cannot be used; mend or remove them"
-            raise DataError(listed(found, self._faults))
 
     def _rows(self, numbers: range) -> Iterator[Row]:
         surveys = in_order(_surveyed, self._examples(numbers), thread_count())
@@ -185,6 +181,14 @@ class Shards:
 
     def _examples(self, numbers: Sequence[int]) -> Iterator[Example]:
         return examples_of(self._dataset.select(numbers))
+
+
+def check(parts: Sequence[pa.Table]) -> None:
+    """Raises `DataError` listing the pictures that cannot be used, whoever found them."""
+    faults = [fault for part in parts for fault in told(part).faults]
+    if faults:
+        found = f"{len(faults)} pictures cannot be used; mend or remove them"
+        raise DataError(listed(found, faults))
 
 
 def told(part: pa.Table) -> Told:

@@ -396,3 +396,34 @@ def test_runs_that_share_a_cache_are_equal(model, pictures, tmp_path, capsys):
         assert runs.train_here(flags) == 0
     assert "6 of 6 pictures were in the cache" in capsys.readouterr().out
     assert len({(tmp_path / name / "run/run.pt").read_bytes() for name in names}) == 1
+
+
+def test_a_broken_picture_of_another_process_ends_all_of_them(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "PER_SHARD", 2)
+    folder = tiny.make_pictures(tmp_path / "set", 4)
+    (folder / "3.png").write_bytes(b"no picture")
+    dataset = read_folder(folder, "error", setting="train_data_dir")
+    barrier, found = threading.Barrier(2), []
+
+    def run(rank):
+        workers = Workers(2, rank, lambda value: ".train-agreed", lambda: barrier.wait(60))
+        with pytest.raises(DataError, match=r"1 pictures cannot be used.*\n  3\.png"):
+            caches.encode(tmp_path / "cache", dataset, base, DataConfig(), workers=workers)
+        found.append(rank)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found) == [0, 1]
+
+
+def test_what_killed_passes_left_long_ago_is_removed(encode, tmp_path):
+    encode()
+    left = [tmp_path / "cache/pictures" / name for name in (".train-old", ".train-new")]
+    for path in left:
+        path.mkdir()
+    os.utime(left[0], (0, 0))
+    encode()
+    assert [path.exists() for path in left] == [False, True]
