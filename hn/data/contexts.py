@@ -11,7 +11,6 @@ from hn.data.workers import ALONE, Workers
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.text_encoder import stack_contexts
 
-ENCODED_AT_ONCE = 8  # prompts, always: what is computed for one must not depend on those beside it
 PER_SHARD = 256
 KEPT = 2**30  # bytes of contexts in memory; more only come up where tags are shuffled
 
@@ -68,10 +67,6 @@ class Contexts:
         self._bytes += sum(context.nbytes for context in contexts)
 
     def _encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        contexts: list[Tensor] = []
-        for start in range(0, len(prompts), ENCODED_AT_ONCE):
-            chunk = list(prompts[start : start + ENCODED_AT_ONCE])
-            padding = chunk[-1:] * (ENCODED_AT_ONCE - len(chunk))
-            encoded = self._base.encode_prompts(chunk + padding)[: len(chunk)]
-            contexts += [context.cpu() for context in encoded]
-        return contexts
+        if not prompts:
+            return []  # of an encoder that may be gone
+        return [context.cpu() for context in self._base.encode_prompts(list(prompts))]

@@ -12,6 +12,7 @@ from hn.errors import NumericsError, OptionError
 
 Syntax = Literal["plain", "webui"]
 SHOWN = 60  # characters of a prompt in a message
+AT_ONCE = 8  # plain prompts
 
 
 class TextEncoder:
@@ -64,10 +65,16 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> list[Tensor]:
         """The context (T, D) of each prompt; T is `length`, with "webui" a multiple of it."""
-        if self.syntax == "plain":
-            return list(self._states(self._cut(prompts)))
-        # One by one: what is computed for a prompt must not depend on what stands beside it.
-        return [self._encode_weighted(prompt) for prompt in prompts]
+        # What is computed for a prompt must not depend on what stands beside it: so many at once,
+        # always, or one by one.
+        if self.syntax == "webui":
+            return [self._encode_weighted(prompt) for prompt in prompts]
+        contexts: list[Tensor] = []
+        for start in range(0, len(prompts), AT_ONCE):
+            chunk = prompts[start : start + AT_ONCE]
+            padding = chunk[-1:] * (AT_ONCE - len(chunk))
+            contexts += self._states(self._cut(chunk + padding))[: len(chunk)]
+        return contexts
 
     def chunks(self, prompt: str) -> list[list[Token]]:
         """The tokens of a prompt in the web UI's syntax, without start, end and padding."""

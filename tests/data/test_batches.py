@@ -8,13 +8,14 @@ import torch
 from hn.config import DataConfig
 from hn.data import contexts
 from hn.data.batches import Batches, Layout
-from hn.data.contexts import ENCODED_AT_ONCE, Contexts
+from hn.data.contexts import Contexts
 from hn.data.decoding import open_picture
 from hn.data.framing import Framing, to_tensor
 from hn.data.images import examples, read_folder
 from hn.data.latents import Latents
 from hn.data.prompts import Prompts
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.text_encoder import AT_ONCE
 from hn.errors import NumericsError
 from tests import caches, golden
 
@@ -278,7 +279,7 @@ def test_each_prompt_is_encoded_once(base):
     known.encode(["a", "b", "a"])
     stacked = known.stack(["b", "c", "b"])
     hook.remove()
-    assert rows == [ENCODED_AT_ONCE, ENCODED_AT_ONCE]  # always, so that none changes another
+    assert rows == [AT_ONCE, AT_ONCE]  # always, so that none changes another
     expected = torch.stack(base.encode_prompts(["b", "c"]))
     torch.testing.assert_close(stacked, expected[[0, 1, 0]])
 
