@@ -156,11 +156,11 @@ def build_held_out(
     written = build_prompts(config, latents.index)
     prompts = [written.plain(picture)[0] for picture in range(len(written))]
     contexts.cache(prompts, build_workers(accelerator))
-    rows = list(range(len(latents)))
-    weights = latents.weights(rows, [0] * len(rows))
+    rows = range(len(latents))
+    weights = [latents.weights([row], [0]) for row in rows]  # their sizes may differ
     return Pictures(
         [latents.moments(row)[0] for row in rows],
-        None if weights is None else list(weights),
+        [each[0] for each in weights if each is not None] or None,
         prompts,
         contexts,
     )
