@@ -49,10 +49,12 @@ def cache(config: Config, args: argparse.Namespace) -> None:
     """Encode what is missing, verify, publish. Raises a `UserError` of any kind."""
     cli.quiet_libraries()
 
-    from hn import build, hub, launch
+    from hn import hub
 
     if args.push_to_hub is not None:
         hub.check_destination(args.push_to_hub)  # before an hour of work
+    from hn import build, launch
+
     accelerator = launch.build_accelerator(config)
     config = launch.resolve(config, accelerator, launch.run_folder(config))
     cached = build.build_cached(config, accelerator)
