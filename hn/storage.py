@@ -5,6 +5,7 @@ renamed.
 import os
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from hn.errors import StorageError
 
@@ -31,6 +32,20 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}. Free some space or choose another "
             "folder; what was there before is intact."
+        ) from error
+
+
+def prove_writable(folder: Path, setting: str) -> None:
+    """Make a folder and write into it, before hours of work. Raises `StorageError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+            file.flush()
+    except OSError as error:
+        raise StorageError(
+            f"{setting} '{folder}' cannot be written: {error.strerror or error}. Give a folder that "
+            "is yours, on a disk with space; it is made if it is not there."
         ) from error
 
 

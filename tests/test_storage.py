@@ -9,7 +9,7 @@ import pytest
 import hn
 from hn.errors import StorageError
 from hn.network.module import Hypernetwork
-from hn.storage import write_bytes
+from hn.storage import prove_writable, write_bytes
 
 
 @contextmanager
@@ -77,3 +77,17 @@ def test_a_good_hypernetwork_survives_a_failed_save(ending, tmp_path):
     with file_size_limit(20_000), pytest.raises(StorageError):
         hn.save(large, path)
     assert hn.load(path).dims == (8,)
+
+
+def test_a_folder_is_made_and_proven_writable_and_stays_empty(tmp_path):
+    prove_writable(tmp_path / "a/b", "latent_cache_dir")
+    assert not list((tmp_path / "a/b").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_setting(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(StorageError, match=rf"latent_cache_dir '{folder}' cannot be written"):
+            prove_writable(folder, "latent_cache_dir")
+    with file_size_limit(0), pytest.raises(StorageError, match="File too large"):
+        prove_writable(tmp_path / "full", "latent_cache_dir")

@@ -31,6 +31,7 @@ from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.layout import check_layout
 from hn.evaluation.heldout import Pictures
+from hn.storage import prove_writable
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ def build_datasets(config: Config, accelerator: Accelerator) -> Datasets:
     template = load_template(data.template)
     if data.cached_data_dir is not None:
         return Datasets()
-    known = build_cache(config).known
+    cache = build_cache(config)
+    if not data.streaming or data.validation_data_dir is not None:  # a stream keeps nothing
+        prove_writable(cache.folder, "latent_cache_dir")
+    known = cache.known
     if data.streaming:
         train = build_stream(config, accelerator)
     else:

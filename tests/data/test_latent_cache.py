@@ -427,3 +427,17 @@ def test_what_killed_passes_left_long_ago_is_removed(encode, tmp_path):
     os.utime(left[0], (0, 0))
     encode()
     assert [path.exists() for path in left] == [False, True]
+
+
+@pytest.mark.parametrize("program", ["training", "tool"])
+def test_a_cache_folder_that_cannot_be_written_is_refused_before_pictures(model, tmp_path, program):
+    """Nobody should wait for an hour of encoding: not even the pictures are looked at."""
+    (tmp_path / "file").write_text("")
+    flags = runs.settings(model, tmp_path / "no pictures", tmp_path)
+    cache = str(tmp_path / "file")
+    tool = program == "tool"
+    flags += ["-o", cache] if tool else ["--latent_cache_dir", cache]
+    result = runs.run(TOOL if tool else runs.PYTHON, flags)
+    assert result.returncode == 5
+    assert f"error: latent_cache_dir '{cache}' cannot be written: File exists" in result.stderr
+    assert "Traceback" not in result.stderr
