@@ -44,8 +44,8 @@ def prove_writable(folder: Path, setting: str) -> None:
             file.flush()
     except OSError as error:
         raise StorageError(
-            f"{setting} '{folder}' cannot be written: {error.strerror or error}. Give a folder that "
-            "is yours, on a disk with space; it is made if it is not there."
+            f"{setting} '{folder}' cannot be written: {error.strerror or error}. Give a folder "
+            "that is yours, on a disk with space; it is made if it is not there."
         ) from error
 
 
