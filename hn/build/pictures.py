@@ -1,6 +1,8 @@
 """From the pictures to batches and to what is learnt from them."""
 
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -61,15 +63,22 @@ def build_datasets(config: Config, accelerator: Accelerator) -> Datasets:
     if data.streaming:
         train = build_stream(config, accelerator)
     else:
-        train = load_examples(data)
-        accelerator.print(check_captions(train, template, data))
+        with said_once(accelerator):
+            train = load_examples(data)
+            print(check_captions(train, template, data))
         check_pictures(train, known("train"))
     if data.validation_data_dir is None:
         return Datasets(train)
-    held_out = read_configured_folder(data, "validation_data_dir")
-    check_captions(held_out, template, data)
+    with said_once(accelerator):
+        held_out = read_configured_folder(data, "validation_data_dir")
+        check_captions(held_out, template, data)
     check_pictures(held_out, known("validation"))
     return Datasets(train, held_out)
+
+
+def said_once(accelerator: Accelerator) -> AbstractContextManager[object]:
+    """What is printed by all processes is printed by the main one only."""
+    return nullcontext() if accelerator.is_main_process else redirect_stdout(StringIO())
 
 
 def build_cache(config: Config) -> Cache:
