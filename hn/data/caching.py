@@ -6,9 +6,11 @@ joins these. Until then the processes wait for files, not for each other: collec
 minutes, and a large set takes hours.
 """
 
+import json
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +21,18 @@ from tqdm import tqdm
 
 from hn.data.decoding import survey
 from hn.data.encoding import Encoder, Job
-from hn.data.images import examples_of, named
+from hn.data.images import examples_of, listed, named
 from hn.data.index import Contents, Index
-from hn.data.shards import Shards, check, told
+from hn.data.shards import Shards, told
 from hn.data.store import Store, write_table
 from hn.data.workers import ALONE, Workers
-from hn.errors import DataError, DistributedError
+from hn.errors import DataError, DistributedError, StorageError, UserError
+from hn.storage import write_bytes
 
 PER_SHARD = 256  # pictures; a killed run encodes at most so many of each process again
 POLLED = 0.2  # seconds
 TOLERANCE = 0.02  # fp16 and another device's arithmetic differ by less; another picture by 1
+JOINED, FAILED = "index.arrow", "failed.json"
 STALLED = 7200  # seconds without a new part, after which other processes are taken for lost
 
 
@@ -61,12 +65,26 @@ def cache_pictures(
 
     Raises `DataError` listing pictures that cannot be used (all others are in the cache then),
     `NumericsError` naming one whose latents are not finite, `DistributedError` if another process
-    does nothing any more.
+    does nothing any more; what one process raises, all of them raise.
     """
     folder = cache.folder / "pictures"
     parts = folder / workers.agree(f".{split}-{time.time_ns():x}")
     parts.mkdir(parents=True, exist_ok=True)
     _forget_killed(folder)
+    with _telling_others(parts):
+        index = _make_index(dataset, encoder, cache, split, workers, parts)
+    workers.wait()
+    if workers.rank == 0:
+        (parts / JOINED).replace(cache.index_path(split))
+        shutil.rmtree(parts)
+    cache.store.refresh()
+    return index
+
+
+def _make_index(
+    dataset: Dataset, encoder: Encoder, cache: Cache, split: str, workers: Workers, parts: Path
+) -> Index:
+    """The shards of this process, then the index of all of them, which the main process joins."""
     starts, damaged = list(range(0, len(dataset), PER_SHARD)), cache.store.damaged
     earlier = _earlier(cache.index_path(split))
     with tqdm(
@@ -79,21 +97,35 @@ def cache_pictures(
         for start in starts[workers.rank :: workers.count]:
             table = shards.make(range(start, min(start + PER_SHARD, len(dataset))))
             write_table(parts / f"{start:09d}.arrow", table)
-    tables = [_await(parts / f"{start:09d}.arrow", parts) for start in starts]
-    check(tables)
-    joined = parts / "index.arrow"
+    joined = parts / JOINED
     if workers.rank == 0:
+        tables = [_await(parts / f"{start:09d}.arrow", parts) for start in starts]
+        _check(tables, len(dataset))
         about = {"settings": encoder.settings, "autoencoder": encoder.autoencoder}
         Index.write(joined, tables, {**about, "variants": encoder.variants})
         _say(tables, len(dataset), damaged)
     _await(joined, parts)
-    index = Index.open(joined)  # stays mapped under its next name
-    workers.wait()
-    if workers.rank == 0:
-        joined.replace(cache.index_path(split))
-        shutil.rmtree(parts)
-    cache.store.refresh()
-    return index
+    return Index.open(joined)  # stays mapped under its next name
+
+
+@contextmanager
+def _telling_others(parts: Path) -> Iterator[None]:
+    """Leave word of what is raised here, so that no process waits for one that has ended."""
+    try:
+        yield
+    except UserError as error:
+        with suppress(StorageError):  # a full disk may be what is raised
+            told = {"kind": type(error).__name__, "reason": str(error)}
+            write_bytes(parts / FAILED, json.dumps(told).encode())
+        raise
+
+
+def _check(tables: list[pa.Table], count: int) -> None:
+    """Raises `DataError` listing the pictures that cannot be used, whoever found them."""
+    faults = [fault for part in map(told, tables) for fault in part.faults]
+    if faults:
+        found = f"{len(faults)} of {count} pictures cannot be used; mend or remove them"
+        raise DataError(listed(found, faults))
 
 
 def _earlier(path: Path) -> Index | None:
@@ -112,8 +144,15 @@ def _forget_killed(folder: Path) -> None:
 
 
 def _await(path: Path, parts: Path) -> pa.Table:
-    """A file of another process, once it is there. Raises `DistributedError` if none comes."""
+    """A file of another process, once it is there.
+
+    Raises what that process raised, or `DistributedError` if it writes nothing any more.
+    """
     while not path.exists():
+        if (parts / FAILED).exists():
+            failed = json.loads((parts / FAILED).read_bytes())
+            kinds = {kind.__name__: kind for kind in UserError.__subclasses__()}
+            raise kinds[failed["kind"]](failed["reason"])
         # the folder's time is that of the latest part
         if time.time() - parts.stat().st_mtime > STALLED:
             raise DistributedError(

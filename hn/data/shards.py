@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hn.data.decoding import Example, Survey, survey
 from hn.data.encoding import Encoder, Job, Variant
-from hn.data.images import examples_of, listed
+from hn.data.images import examples_of
 from hn.data.index import SCHEMA, Index
 from hn.data.parallel import in_order, thread_count
 from hn.data.store import Store
@@ -65,7 +65,7 @@ class Shards:
     def make(self, numbers: range) -> pa.Table:
         """Encode what the store lacks of these pictures, and return their part of the index.
 
-        It names the pictures that cannot be used, for `check`.
+        A picture that cannot be used is missing in it, and is told of.
         """
         self._faults = []
         rows = list(self._rows(numbers))
@@ -181,14 +181,6 @@ class Shards:
 
     def _examples(self, numbers: Sequence[int]) -> Iterator[Example]:
         return examples_of(self._dataset.select(numbers))
-
-
-def check(parts: Sequence[pa.Table]) -> None:
-    """Raises `DataError` listing the pictures that cannot be used, whoever found them."""
-    faults = [fault for part in parts for fault in told(part).faults]
-    if faults:
-        found = f"{len(faults)} pictures cannot be used; mend or remove them"
-        raise DataError(listed(found, faults))
 
 
 def told(part: pa.Table) -> Told:

@@ -190,7 +190,7 @@ def test_the_cache_does_not_depend_on_where_the_model_lies(encode, base, model, 
 def test_pictures_that_cannot_be_used_are_all_named_and_the_others_kept(encode, folder, tmp_path):
     (folder / "1.png").write_text("no picture")
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:100])
-    with pytest.raises(DataError, match=r"(?s)2 pictures cannot be used.*1\.png.*4\.png"):
+    with pytest.raises(DataError, match=r"(?s)2 of 6 pictures cannot be used.*1\.png.*4\.png"):
         encode()
     assert len(Store(tmp_path / "cache/tensors")) == 4
 
@@ -279,6 +279,54 @@ def test_several_processes_make_the_cache_of_one(base, fourteen, tmp_path, count
     assert len(found) == count
     assert all(torch.equal(found[0], means) for means in found.values())
     assert files(tmp_path / "shared") == files(tmp_path / "one")
+
+
+def test_what_one_process_finds_all_of_them_raise(base, fourteen, tmp_path):
+    """Of three, the second and the third meet a picture each that cannot be used."""
+    for name in ("5.png", "8.png"):  # sorted as 10, 11, 12, 13, 1 to 9: the second and third shard
+        (tmp_path / "set" / name).write_text("no picture")
+    barrier, raised = threading.Barrier(3), {}
+
+    def run(rank):
+        workers = Workers(3, rank, lambda value: ".train-agreed", lambda: barrier.wait(60))
+        try:
+            caches.encode(
+                tmp_path / "cache", fourteen, base, DataConfig(resolution=(16,)), workers=workers
+            )
+        except DataError as error:
+            raised[rank] = str(error)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert set(raised) == {0, 1, 2}
+    assert len(set(raised.values())) == 1
+    headline, *faults = raised[0].splitlines()
+    assert headline == "2 of 14 pictures cannot be used; mend or remove them:"
+    assert [fault.split(":")[0].strip() for fault in faults] == ["5.png", "8.png"]
+
+
+def test_a_run_ends_at_once_where_one_process_meets_the_only_fault(model, tmp_path):
+    """The first process has encoded its shard and waits; the launcher would kill it after 30 s."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(caching.PER_SHARD + 1):
+        Image.new("RGB", (16, 16), (number % 256, 0, 0)).save(folder / f"{number:03d}.png")
+    Image.new("RGB", (100, 16)).save(folder / "999.png")
+    mask = Image.new("L", (100, 16))
+    mask.paste(255, (98, 0, 100, 16))  # where no centre reaches
+    mask.save(folder / "999.mask.png")
+    changes = {"use_mask_files": True, "missing_caption": "empty"}
+    launcher, began = runs.TORCHRUN, time.monotonic()
+    result = runs.run(launcher, runs.settings(model, folder, tmp_path, **changes))
+    assert "forcefully exiting" not in result.stderr
+    assert time.monotonic() - began < 60
+    status = runs.status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == ("failed", 3)
+    assert "999.png: all that the crop shows is black in its mask" in status["reason"]
+    assert result.stdout.count("weighted evenly, since they have no mask") == 1
 
 
 def test_a_process_that_ended_is_not_waited_for_for_ever(base, fourteen, tmp_path, monkeypatch):
@@ -407,7 +455,7 @@ def test_a_broken_picture_of_another_process_ends_all_of_them(base, tmp_path, mo
 
     def run(rank):
         workers = Workers(2, rank, lambda value: ".train-agreed", lambda: barrier.wait(60))
-        with pytest.raises(DataError, match=r"1 pictures cannot be used.*\n  3\.png"):
+        with pytest.raises(DataError, match=r"1 of 4 pictures cannot be used.*\n  3\.png"):
             caches.encode(tmp_path / "cache", dataset, base, DataConfig(), workers=workers)
         found.append(rank)
 
