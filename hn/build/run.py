@@ -1,5 +1,7 @@
 """What the loop keeps and reports."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,8 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from hn.config import Config
+from hn.data import changes
 from hn.data.batches import Batches
 from hn.data.streamed_batches import StreamedBatches
+from hn.errors import OptionError
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.checkpoint import Checkpoints, TrainingState, find, restore
@@ -72,10 +76,25 @@ def build_state(
     which = config.output.resume_from_checkpoint
     if which is not None:
         path = find(status.folder / "checkpoints", which)
-        restore(path, state, accelerator.process_index)
+        with _changes_named(status.folder, batches):
+            restore(path, state, accelerator.process_index)
         accelerator.print(f"resumed from {path} at step {state.step}")
+    elif isinstance(batches, Batches) and accelerator.is_main_process:
+        changes.keep(batches.index, status.folder)
     status.state = state
     return state
+
+
+@contextmanager
+def _changes_named(folder: Path, batches: Batches | StreamedBatches) -> Iterator[None]:
+    """Where a checkpoint is refused, say which of the pictures are not those of the run."""
+    try:
+        yield
+    except OptionError as error:
+        if isinstance(batches, StreamedBatches) or "  pictures: " not in str(error):
+            raise
+        found = [f"of the pictures, {line}" for line in changes.changes(folder, batches.index)]
+        raise OptionError("\n  ".join([str(error), *found])) from error
 
 
 def build_reporter(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hn import rng
 from hn.data.contexts import Contexts
+from hn.data.index import Index
 from hn.data.latents import Latents
 from hn.data.order import Order
 from hn.data.prompts import Prompts
@@ -78,6 +79,11 @@ class Batches:
     def pictures(self) -> int:
         """How many pictures there are."""
         return len(self._latents)
+
+    @property
+    def index(self) -> Index:
+        """What is known of them."""
+        return self._latents.index
 
     @property
     def digest(self) -> str:

@@ -415,3 +415,36 @@ def test_pushing_without_a_token_is_refused_before_any_work(hub, model, tmp_path
     assert result.returncode == 8
     assert "token" in result.stderr
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_run_whose_pictures_changed_says_which(model, table, tmp_path, capsys):
+    """A caption, a picture, a mask edited; one gone, one new; a folder that counts otherwise."""
+    folder = shutil.copytree(table.parent, tmp_path / "folders")
+    arguments = flags(model, folder / "table.toml", tmp_path, max_train_steps=2)
+    assert runs.train_here(arguments) == 0
+    again = [*arguments, "--resume_from_checkpoint", "latest", "--max_train_steps", "4"]
+    (folder / "wide/1.txt").write_text("another caption")
+    assert runs.train_here(again) == 2
+    said = capsys.readouterr().err
+    assert said.count("of the pictures, ") == 1
+    assert "  of the pictures, another caption: 1 ('wide/1.png')\n" in said
+    shutil.copy(table.parent / "wide/1.txt", folder / "wide/1.txt")
+    Image.open(folder / "high/1.png").rotate(180).save(folder / "high/1.png")
+    Image.new("L", (21, 40), 99).save(folder / "high/0.mask.png")
+    for stem in ("prior/1", "wide/2"):
+        for file in folder.glob(f"{stem}.*"):
+            file.rename(file.with_name(f"renamed-{file.name}"))
+    file = folder / "table.toml"
+    file.write_text(file.read_text().replace("loss_weight = 0.25", 'caption_suffix = "!"'))
+    assert runs.train_here(again) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "of the pictures" in line]
+    high = "4 ('high/0.png', 'high/1.png', 'high/2.png', 'high/3.png')"
+    assert [line.removeprefix("  of the pictures, ") for line in lines] == [
+        "gone: 2 ('wide/2.png', 'prior/1.png')",
+        "new: 2 ('wide/renamed-2.png', 'prior/renamed-1.png')",
+        "another picture: 1 ('high/1.png')",
+        f"another caption_suffix: {high}",
+        "another mask: 1 ('high/0.png')",
+        f"another loss_weight: {high}",
+    ]
