@@ -192,6 +192,20 @@ def _streaming_faults(data: DataConfig) -> list[str]:
     return faults
 
 
+def _crop_faults(data: DataConfig) -> list[str]:
+    if data.random_crop and data.resize_mode in ("pad", "stretch"):
+        return [
+            f"random_crop is for resize_mode crop or bucket, since {data.resize_mode} leaves "
+            "nothing to cut off: give one of the two"
+        ]
+    default = DataConfig().crops_per_image
+    if data.crops_per_image != default and not (
+        data.random_crop or data.streaming or data.cached_data_dir
+    ):
+        return [f"crops_per_image {data.crops_per_image} is for random_crop; found it off"]
+    return []
+
+
 def _combination_faults(config: Config) -> list[str]:
     faults = _streaming_faults(config.data)
     if not config.model.pretrained_model_name_or_path:
@@ -200,11 +214,7 @@ def _combination_faults(config: Config) -> list[str]:
             "--config demo"
         )
     faults += _source_faults(config.data)
-    if config.data.random_crop and config.data.resize_mode in ("pad", "stretch"):
-        faults.append(
-            f"random_crop is for resize_mode crop or bucket, since {config.data.resize_mode} "
-            "leaves nothing to cut off: give one of the two"
-        )
+    faults += _crop_faults(config.data)
     name = config.network.name
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):
         faults.append(

@@ -93,6 +93,7 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
         (["--resolution", "512", "8"], "or two (width and height); found 512 8"),
         (["--resolution", "64", "64", "64"], "or two (width and height); found 64 64 64"),
         (["--random_crop", "--resize_mode", "stretch"], "random_crop is for resize_mode crop"),
+        (["--crops_per_image", "3"], "crops_per_image 3 is for random_crop; found it off"),
         (["--random_crop", "--resize_mode", "pad"], "since pad leaves nothing to cut off"),
         (["--no_upscale"], "no_upscale: for resize_mode bucket; found crop"),
         (
@@ -116,11 +117,8 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
         (["--snr_gamma", "0"], "snr_gamma must be greater than 0"),
         (["--checkpoints_total_limit", "1"], "checkpoints_total_limit must be at least 2"),
         (["--name", "../x"], "name may hold letters"),
-        (["--dataset_name", "x"], "found train_data_dir and dataset_name"),
-        (
-            ["--train_folders", "x"],
-            "dataset_name, cached_data_dir; found train_data_dir and train_folders",
-        ),
+        (["--dataset_name", "x"], "give one of train_data_dir, train_folders, dataset_name"),
+        (["--train_folders", "x"], "cached_data_dir; found train_data_dir and train_folders"),
         (["--use_mask_files", "--use_alpha_weights"], "give one of the two"),
         (["--use_8bit_adam", "--optimizer", "SGD"], "use_8bit_adam is for the optimizer AdamW"),
         (["--config", "nonsense"], "the recipes are: demo"),
