@@ -31,12 +31,16 @@ class Status:
             "step": self.state.step if self.state else 0,
             "exit_code": exit_code,
             "reason": reason,
-            "resume_command": resume_command(self.folder),
+            "resume_command": resume_command(self.folder, begun=state == "running"),
         }
         write_bytes(self.folder / "status.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def resume_command(folder: Path) -> str:
-    """The command that goes on with the run in `folder`."""
+def resume_command(folder: Path, *, begun: bool = False) -> str:
+    """The command that goes on with the run in `folder`, or starts it where nothing was saved.
+
+    One that has `begun` may still save.
+    """
     config = shlex.quote(str(folder / "config.toml"))
-    return f"{LAUNCH} --config {config} --resume_from_checkpoint latest"
+    saved = begun or (folder / "checkpoints").exists()
+    return f"{LAUNCH} --config {config}{' --resume_from_checkpoint latest' * saved}"
