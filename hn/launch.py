@@ -10,7 +10,7 @@ from hn import cli, demo
 from hn.config import Config, DataConfig
 from hn.data.caching import Cache
 from hn.data.index import Index
-from hn.errors import OptionError, shown
+from hn.errors import DataError, HubError, OptionError, shown
 from hn.hub import fetch_cache
 from hn.storage import write_bytes
 from hn.training.status import Status
@@ -77,7 +77,7 @@ def _with_cached_data(config: Config) -> Config:
     assert data.cached_data_dir is not None
     folder = Path(data.cached_data_dir)
     if not folder.exists():
-        folder = fetch_cache(data.cached_data_dir)
+        folder = _fetched(data.cached_data_dir)
     settings = Index.open(Cache(folder).index_path("train")).about.settings
     data = replace(data, cached_data_dir=str(folder))
     for name, found in settings.items():
@@ -89,6 +89,16 @@ def _with_cached_data(config: Config) -> Config:
             )
         data = replace(data, **{name: value})
     return replace(config, data=data)
+
+
+def _fetched(name: str) -> Path:
+    """The cache of a repository. Raises `OptionError`, `DataError` or `HubError`."""
+    try:
+        return fetch_cache(name)
+    except (OptionError, DataError, HubError) as error:
+        raise type(error)(
+            f"cached_data_dir {shown(name)} is no folder here, and as a repository: {error}"
+        ) from error
 
 
 def _with_demo(config: Config, accelerator: Accelerator, folder: Path) -> Config:
