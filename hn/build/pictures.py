@@ -100,11 +100,13 @@ def build_latents(
     if dataset is None:
         index = Index.open(cache.index_path(split))
         index.check(cache.store, base.vae_fingerprint)
+        what = "latents" if split == "train" else "held-out latents"
+        accelerator.print(f"{what}: {len(index)} pictures, from {config.data.cached_data_dir}")
     else:
         encoder, workers = build_encoder(config, base, split), build_workers(accelerator)
         index = cache_pictures(dataset, encoder, cache, split, workers)
-        if split == "train" and accelerator.is_main_process:
-            _report_sizes(config, index, cache)
+    if split == "train" and accelerator.is_main_process:
+        _report_sizes(config, index, cache)
     return Latents(index, cache.store, config.data.latent_sampling, config.training.seed)
 
 
@@ -145,7 +147,7 @@ def build_batches(
         base.park_vae()
     else:
         base.free_vae()
-    if layout.global_batch > len(latents):
+    if layout.global_batch > len(latents) >= layout.batch_size:  # otherwise it was said of a batch
         accelerator.print(
             f"{len(latents)} pictures for a global batch of {layout.global_batch}: steps repeat "
             "pictures"

@@ -103,7 +103,7 @@ def _make_index(
         _check(tables, len(dataset))
         about = {"settings": encoder.settings, "autoencoder": encoder.autoencoder}
         Index.write(joined, tables, {**about, "variants": encoder.variants})
-        _say(tables, len(dataset), damaged)
+        _say(tables, len(dataset), damaged, "latents" if split == "train" else "held-out latents")
     _await(joined, parts)
     return Index.open(joined)  # stays mapped under its next name
 
@@ -163,7 +163,7 @@ def _await(path: Path, parts: Path) -> pa.Table:
     return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
 
 
-def _say(tables: list[pa.Table], count: int, damaged: list[str]) -> None:
+def _say(tables: list[pa.Table], count: int, damaged: list[str], what: str) -> None:
     """How many pictures were in the cache, and why the others were not."""
     parts = [*map(told, tables)]
     absent: dict[str, list[str]] = {}
@@ -171,7 +171,7 @@ def _say(tables: list[pa.Table], count: int, damaged: list[str]) -> None:
         for reason, names in part.encoded.items():
             absent.setdefault(reason, []).extend(names)
     found = count - sum(map(len, absent.values()))
-    print(f"latents: {found} of {count} pictures were in the cache")
+    print(f"{what}: {found} of {count} pictures were in the cache")
     for reason, names in absent.items():
         print(f"encoded, {reason}: {named(names)}")
     if damaged:

@@ -31,7 +31,8 @@ class Contexts:
         absent = [prompts[place] for place in self._store.missing([*map(self.key, prompts)])]
         workers.wait()  # all have looked before one writes
         starts = range(0, len(absent), PER_SHARD)[workers.rank :: workers.count]
-        for start in tqdm(starts, "encoding prompts", unit="shard", leave=False):
+        bar = tqdm(starts, "encoding prompts", unit="shard", leave=False) if starts else ()
+        for start in bar:
             shard = absent[start : start + PER_SHARD]
             self._store.write("context", [*map(self.key, shard)], self._encode(shard))
         workers.wait()

@@ -89,15 +89,17 @@ class Shards:
                 yield Row(number, name, found, variants, self._encoder.weights_key(found))
 
     def _encode(self, rows: list[Row]) -> set[int]:
-        """Encode what is missing into the store; return the numbers of the pictures concerned."""
+        """Encode what is missing into the store; return the numbers of the pictures concerned,
+        of two that are the same both.
+        """
         owners: dict[bytes, tuple[int, Variant]] = {}
         for row in rows:
             for variant in row.variants:  # two pictures may be the same
                 owners.setdefault(variant.key, (row.number, variant))
         keys = list(owners)
+        absent = {keys[place] for place in self._store.missing(keys)}
         wanted: dict[int, list[Variant]] = {}
-        for place in self._store.missing(keys):
-            number, variant = owners[keys[place]]
+        for number, variant in (owners[key] for key in keys if key in absent):
             wanted.setdefault(number, []).append(variant)
         self._bar.update(len(rows) - len(wanted))
         jobs = map(Job, self._examples(list(wanted)), wanted.values())
@@ -107,7 +109,7 @@ class Shards:
             self._faults += [] if encoded.fault is None else [encoded.fault]
             self._bar.update(encoded.read)
         self._write("moments", {key: done[key] for key in keys if key in done})
-        return set(wanted)
+        return {row.number for row in rows if any(it.key in absent for it in row.variants)}
 
     def _weigh(self, rows: list[Row]) -> None:
         """Put loss weights that are missing into the store."""

@@ -62,6 +62,14 @@ def test_an_unchanged_set_encodes_nothing(encode):
     assert first.index.about == again.index.about
 
 
+def test_of_two_that_are_the_same_neither_was_there_before(encode, folder):
+    shutil.copy(folder / "3.png", folder / "3b.png")
+    (folder / "3b.txt").write_text("a twin")
+    _, new, said = encode()
+    assert new == 6
+    assert "latents: 0 of 7 pictures were in the cache\nencoded, not there yet: 7 (" in said
+
+
 def test_editing_one_picture_encodes_one(encode, folder):
     before, *_ = encode()
     Image.open(folder / "2.png").rotate(180).save(folder / "2.png")
@@ -326,6 +334,7 @@ def test_a_run_ends_at_once_where_one_process_meets_the_only_fault(model, tmp_pa
     status = runs.status(tmp_path / "run")
     assert (status["state"], status["exit_code"]) == ("failed", 3)
     assert "999.png: all that the crop shows is black in its mask" in status["reason"]
+    assert status["resume_command"].endswith("config.toml")  # there is nothing to resume from
     assert result.stdout.count("weighted evenly, since they have no mask") == 1
 
 
@@ -370,7 +379,7 @@ def test_two_processes_of_the_tool_make_the_cache_of_one(model, pictures, tmp_pa
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_cache_is_all_that_training_needs(model, pictures, tmp_path):
+def test_a_cache_is_all_that_training_needs(model, pictures, tmp_path, capsys):
     """Moved, and without the pictures: the same weights."""
     own = shutil.copytree(pictures, tmp_path / "own")
     shaping = {"random_flip": True, "resolution": 24, "latent_cache_dtype": "fp16"}
@@ -383,7 +392,12 @@ def test_a_cache_is_all_that_training_needs(model, pictures, tmp_path):
     shutil.move(tmp_path / "cache", tmp_path / "moved")
     source = {"resolution": None, "cached_data_dir": tmp_path / "moved"}
     flags = runs.settings(model, None, tmp_path / "without", **source)
+    capsys.readouterr()
     assert runs.train_here(flags) == 0
+    out, err = capsys.readouterr()
+    assert f"\nheld-out latents: 6 pictures, from {tmp_path / 'moved'}\n" in out
+    assert f"\nlatents: 6 pictures, from {tmp_path / 'moved'}\nsizes: 1, of 6 pictures\n" in out
+    assert "0shard" not in err
     first, second = (tmp_path / name / "run" for name in ("with", "without"))
     assert (first / "run.pt").read_bytes() == (second / "run.pt").read_bytes()
     assert runs.metrics(first)[-1]["heldout_loss"] == runs.metrics(second)[-1]["heldout_loss"]
@@ -410,6 +424,10 @@ def test_what_contradicts_a_cache_is_refused(model, pictures, tmp_path, capsys):
     shard.unlink()
     assert "lacks 6 of 6 entries that its index names" in refused(3)
     assert "is no index of cached pictures" in refused(3, cached_data_dir=tmp_path)
+    gone = tmp_path / "gone"
+    assert f"cached_data_dir '{gone}' is no folder here, and as a repo" in refused(
+        2, cached_data_dir=gone
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no arrow file"])
