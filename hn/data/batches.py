@@ -77,8 +77,8 @@ class Batches:
 
     @property
     def pictures(self) -> int:
-        """How many pictures there are."""
-        return len(self._latents)
+        """How many pictures an epoch has, each as often as it is repeated."""
+        return int(self._latents.index.numbers("repeats").sum(dtype=int))
 
     @property
     def index(self) -> Index:

@@ -245,6 +245,7 @@ def test_each_picture_comes_as_often_as_its_folder_says(model, table, tmp_path, 
         assert times == pytest.approx(expected, abs=1 if batch_size > 1 else 0)
     prior = sum(times for picture, times in counts.items() if picture > 6)
     assert prior == pytest.approx(epochs * 12, abs=batch_size)
+    assert batches.pictures == 25
 
 
 def gradient(config: Config, base: BaseModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
