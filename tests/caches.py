@@ -83,6 +83,11 @@ def make(
     return Latents(Index.open(path), store, sampling, seed)
 
 
+def sample(latents: Latents, picture: int, variant: int, step: int, slot: int) -> Tensor:
+    """The latents (C, h, w) of one slot."""
+    return latents.samples([picture], [variant], step, [slot])[0]
+
+
 def means(latents: Latents) -> Tensor:
     """The means (N, V, C, h, w) of all variants, where all have one size."""
     return torch.stack(

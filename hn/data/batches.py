@@ -7,7 +7,6 @@ Which of them draws which slot changes nothing about what is drawn for it.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hn import rng
@@ -96,19 +95,17 @@ class Batches:
             for picture, slot in zip(pictures, slots, strict=True)
         ]
         variants = [self._variant(step, slot) for slot in slots]
-        latents = [
-            self._latents.sample(picture, variant, step, slot)
-            for picture, variant, slot in zip(pictures, variants, slots, strict=True)
-        ]
-        return Batch(
+        batch = Batch(
             step=step,
             slots=slots,
             pictures=pictures,
             prompts=prompts,
-            latents=torch.stack(latents),
+            latents=self._latents.samples(pictures, variants, step, slots),
             context=self._contexts.stack(prompts),
             loss_weights=self._latents.weights(pictures, variants),
         )
+        self._latents.index.let_go()
+        return batch
 
     def _variant(self, step: int, slot: int) -> int:
         if self._latents.variants == 1:

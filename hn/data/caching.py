@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from hn.data.encoding import Encoder, Job
 from hn.data.images import examples_of, listed, named
 from hn.data.index import Contents, Index
 from hn.data.shards import Shards, told
-from hn.data.store import Store, write_table
+from hn.data.store import Store
+from hn.data.tensor_files import write_table
 from hn.data.workers import ALONE, Workers
 from hn.errors import DataError, DistributedError, StorageError, UserError
 from hn.storage import write_bytes
@@ -45,8 +47,12 @@ class Cache:
     def __init__(self, folder: Path, source: Path | None = None) -> None:
         self.folder = folder
         self._source = source or folder
-        sources = [] if source is None else [source / "tensors"]
-        self.store = Store(folder / "tensors", *sources)
+
+    @cached_property
+    def store(self) -> Store:
+        """The tensors; opening it looks through all files, seconds where there are millions."""
+        sources = [] if self._source == self.folder else [self._source / "tensors"]
+        return Store(self.folder / "tensors", *sources)
 
     def index_path(self, split: str) -> Path:
         """Where the index of training or of held-out pictures lies."""

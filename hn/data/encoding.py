@@ -29,7 +29,8 @@ from hn.data.framing import (
 )
 from hn.data.masks import check_mask, read_mask
 from hn.data.parallel import in_order, thread_count
-from hn.data.store import DTYPES, key_of
+from hn.data.store import key_of
+from hn.data.tensor_files import DTYPES
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, NumericsError
 

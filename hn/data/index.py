@@ -5,11 +5,12 @@
 
 An index and a store are all that training reads, so a cache can be moved or published without the
 pictures. The settings that shaped it stand in the schema's metadata, under `hn`, as JSON. The file
-is mapped: what is not looked at is not in memory.
+is mapped: what is not looked at is not in memory, and what was looked at is let go of again.
 """
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,8 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
-from hn.data.store import KEY_BYTES, Store, write_table
+from hn.data.store import Store
+from hn.data.tensor_files import KEY_BYTES, write_table
 from hn.errors import DataError
 
 FORMAT = 1
@@ -69,11 +71,13 @@ class About:
 
 
 class Index:
-    """The rows of an index file."""
+    """The rows of an index file, `mapped`."""
 
-    def __init__(self, table: pa.Table, about: About) -> None:
+    def __init__(self, table: pa.Table, about: About, mapped: mmap.mmap) -> None:
         self.table = table
         self.about = about
+        self._mapped = mapped
+        self._keys, self._weights = table.column("keys"), table.column("weights")
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -82,11 +86,13 @@ class Index:
     def open(cls, path: Path) -> Self:
         """Map an index file. Raises `DataError` for anything else."""
         try:
-            table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
             found = json.loads((table.schema.metadata or {})[_ABOUT])
             if found.pop("format") != FORMAT or not table.schema.equals(SCHEMA):
                 raise ValueError("it was written by another version")
-            return cls(table.combine_chunks(), About(**found))
+            return cls(table.combine_chunks(), About(**found), mapped)
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
             raise DataError(
                 f"{path} is no index of cached pictures ({error}). Make it with "
@@ -103,7 +109,9 @@ class Index:
     @cached_property
     def words(self) -> Dataset:
         """What is written about the pictures."""
-        return Dataset(InMemoryTable(self.table.replace_schema_metadata(None)))
+        table = InMemoryTable(self.table.replace_schema_metadata(None))
+        # Without one, `datasets` would read and hash all of the table.
+        return Dataset(table, fingerprint=self.about.digest)
 
     @cached_property
     def sizes(self) -> NDArray[np.int32]:
@@ -117,11 +125,18 @@ class Index:
 
     def keys(self, picture: int) -> list[bytes]:
         """The keys of a picture's variants: the crops, then their mirror images."""
-        return self.table.column("keys")[picture].as_py()
+        return self._keys[picture].as_py()
 
     def weights(self, picture: int) -> bytes | None:
         """The key of a picture's loss weights; None where they are all ones."""
-        return self.table.column("weights")[picture].as_py()
+        return self._weights[picture].as_py()
+
+    def let_go(self) -> None:
+        """Let go of the pages that were looked at, which would count as this process's memory.
+
+        The system keeps them: looking again reads no disk.
+        """
+        self._mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def contents(self) -> "Contents":
@@ -135,14 +150,22 @@ class Index:
                 f"the latents in {store.folder} are not those of this base model's autoencoder: "
                 "make a cache with the base model that is trained on"
             )
+        named = missing = 0
         for batch in self.table.to_batches(max_chunksize=ROWS_AT_ONCE):
-            keys = batch["keys"].flatten().to_pylist() + batch["weights"].drop_null().to_pylist()
-            missing = len(store.missing(keys))
-            if missing:
-                raise DataError(
-                    f"{store.folder} lacks {missing} of {len(keys)} entries that its index names: "
-                    "copy it again, or run tools/cache_latents.py again, which makes them anew"
-                )
+            for keys in (batch["keys"].flatten(), batch["weights"].drop_null()):
+                named += len(keys)
+                missing += store.lacks(_joined(keys)) if len(keys) else 0
+            self.let_go()
+        if missing:
+            raise DataError(
+                f"{store.folder} lacks {missing} of {named} entries that its index names: "
+                "copy it again, or run tools/cache_latents.py again, which makes them anew"
+            )
+
+
+def _joined(keys: pa.FixedSizeBinaryArray) -> pa.Buffer:
+    """Keys, one after the other."""
+    return keys.buffers()[1].slice(keys.offset * KEY_BYTES, len(keys) * KEY_BYTES)
 
 
 class Contents:

@@ -38,9 +38,21 @@ class Latents:
         """Mean and standard deviation (2, C, h, w), float32."""
         return self._store.read([self.index.keys(picture)[variant]])[0].float()
 
-    def sample(self, picture: int, variant: int, step: int, slot: int) -> Tensor:
-        """Latents (C, h, w) for a slot of a step."""
-        mean, std = self.moments(picture, variant)
+    def samples(
+        self, pictures: Sequence[int], variants: Sequence[int], step: int, slots: Sequence[int]
+    ) -> Tensor:
+        """Latents (B, C, h, w) for slots of a step, of pictures of one size."""
+        chosen = zip(pictures, variants, strict=True)
+        keys = [self.index.keys(picture)[variant] for picture, variant in chosen]
+        moments = self._store.stack(keys).float()  # (B, 2, C, h, w)
+        drawn = zip(moments, pictures, variants, slots, strict=True)
+        return torch.stack(
+            [self._sample(it, picture, variant, step, slot) for it, picture, variant, slot in drawn]
+        )
+
+    def _sample(self, moments: Tensor, picture: int, variant: int, step: int, slot: int) -> Tensor:
+        """Latents (C, h, w) of moments (2, C, h, w)."""
+        mean, std = moments
         if self._sampling == "deterministic":
             return mean
         position = (

@@ -40,13 +40,13 @@ class Order:
         cls, sizes: NDArray[np.int32], repeats: NDArray[np.int32], batch_size: int, seed: int
     ) -> "Order":
         """The order of pictures (N,) with these sizes (N, 2) and repeats (N,)."""
-        distinct, which = np.unique(sizes, axis=0, return_inverse=True)
-        which = which.reshape(-1)
+        joined = sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1]  # pairs sort ten times as slowly
+        distinct, which = np.unique(joined, return_inverse=True)
         rows = np.argsort(which, kind="stable").astype(np.int32)
         parts = np.split(rows, np.cumsum(np.bincount(which))[:-1])
         buckets = [
-            Bucket((int(width), int(height)), np.repeat(part, repeats[part]))
-            for (width, height), part in zip(distinct, parts, strict=True)
+            Bucket((size >> 32, size & 0xFFFFFFFF), np.repeat(part, repeats[part]))
+            for size, part in zip(distinct.tolist(), parts, strict=True)
         ]
         return cls(buckets, batch_size, seed)
 

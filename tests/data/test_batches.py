@@ -166,24 +166,26 @@ def test_the_context_is_that_of_the_prompts(base, make_batches):
 
 def test_deterministic_latents_are_the_mean(make_latents):
     latents = make_latents(sampling="deterministic")
-    assert torch.equal(latents.sample(2, 1, 7, 0), latents.moments(2, 1)[0])
+    assert torch.equal(caches.sample(latents, 2, 1, 7, 0), latents.moments(2, 1)[0])
 
 
 def test_latents_sampled_once_stay_for_the_whole_run(make_latents):
     latents = make_latents(sampling="once")
-    first = latents.sample(2, 1, 0, 0)
-    assert torch.equal(latents.sample(2, 1, 99, 3), first)
+    first = caches.sample(latents, 2, 1, 0, 0)
+    assert torch.equal(caches.sample(latents, 2, 1, 99, 3), first)
     assert not torch.equal(first, latents.moments(2, 1)[0])
-    noise = [latents.sample(p, v, 0, 0) - latents.moments(p, v)[0] for p, v in ((2, 1), (2, 0))]
+    noise = [
+        caches.sample(latents, p, v, 0, 0) - latents.moments(p, v)[0] for p, v in ((2, 1), (2, 0))
+    ]
     assert not torch.allclose(*noise)
-    assert not torch.equal(make_latents(sampling="once", seed=1).sample(2, 1, 0, 0), first)
+    assert not torch.equal(caches.sample(make_latents(sampling="once", seed=1), 2, 1, 0, 0), first)
 
 
 def test_random_latents_differ_by_step_and_slot_and_have_the_right_spread(make_latents):
     latents = make_latents(sampling="random")
-    samples = torch.stack([latents.sample(2, 1, step, 0) for step in range(400)])
-    assert torch.equal(samples[5], latents.sample(2, 1, 5, 0))
-    assert not torch.equal(samples[5], latents.sample(2, 1, 5, 1))
+    samples = torch.stack([caches.sample(latents, 2, 1, step, 0) for step in range(400)])
+    assert torch.equal(samples[5], caches.sample(latents, 2, 1, 5, 0))
+    assert not torch.equal(samples[5], caches.sample(latents, 2, 1, 5, 1))
     torch.testing.assert_close(samples.mean(0), latents.moments(2, 1)[0], rtol=0, atol=0.25)
     assert samples.std(0).mean().item() == pytest.approx(1, abs=0.05)
 

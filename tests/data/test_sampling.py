@@ -62,25 +62,25 @@ def test_deterministic_latents_are_the_scaled_mean(encode):
     mean = GOLDEN[f"{key('deterministic')}|moments"][:4] * 0.18215
     torch.testing.assert_close(latents.moments(0)[0], mean, rtol=0, atol=0)
     for step in (0, 1):
-        assert_close(latents.sample(0, 0, step, 0), f"{key('deterministic')}|latent")
+        assert_close(caches.sample(latents, 0, 0, step, 0), f"{key('deterministic')}|latent")
 
 
 def test_latents_sampled_once_are_the_web_uis_for_its_noise(encode, noise_of):
     noise_of(55)
-    assert_close(encode("once").sample(0, 0, 0, 0), f"{key('once')}|latent")
+    assert_close(caches.sample(encode("once"), 0, 0, 0, 0), f"{key('once')}|latent")
 
 
 def test_latents_sampled_at_random_are_the_web_uis_at_each_access(encode, noise_of):
     latents = encode("random")
     noise_of(56)
-    assert_close(latents.sample(0, 0, 0, 0), f"{key('random')}|access1")
-    assert_close(latents.sample(0, 0, 1, 0), f"{key('random')}|access2")
+    assert_close(caches.sample(latents, 0, 0, 0, 0), f"{key('random')}|access1")
+    assert_close(caches.sample(latents, 0, 0, 1, 0), f"{key('random')}|access2")
 
 
 def test_only_random_latents_differ_between_accesses(encode):
     for method, differ in (("once", False), ("deterministic", False), ("random", True)):
         latents = encode(method)
-        first, second = (latents.sample(0, 0, step, 0) for step in (0, 1))
+        first, second = (caches.sample(latents, 0, 0, step, 0) for step in (0, 1))
         assert torch.equal(first, second) is not differ
     accesses = (GOLDEN[f"{key('random')}|access{number}"] for number in (1, 2))
     assert not torch.equal(*accesses)

@@ -1,10 +1,12 @@
 """Encoded pictures on disk."""
 
 import datasets
+import pyarrow as pa
 import pytest
 import torch
 
-from hn.data.store import KEY_BYTES, Store, key_of
+from hn.data.store import AT_ONCE, Store, key_of
+from hn.data.tensor_files import KEY_BYTES
 from hn.errors import DataError, StorageError
 
 
@@ -37,6 +39,36 @@ def test_keys_with_zero_bytes_are_told_apart(tmp_path):
     assert store.missing([*near, bytes(KEY_BYTES)]) == [1, 2]
     store.write("moments", [bytes(KEY_BYTES)], tensors(2))
     assert float(store.read([bytes(KEY_BYTES)])[0].mean()) == 2
+
+
+def test_keys_that_share_their_first_half_are_told_apart(tmp_path):
+    store = Store(tmp_path)
+    near = [b"8 bytes." + number.to_bytes(8, "big") for number in (5, 1, 9, 4)]
+    store.write("moments", near[:3], tensors(5, 1, 9))
+    store.write("moments", keys(1), tensors(7))
+    assert store.missing([*reversed(near), *keys(1, 2)]) == [0, 5]
+    assert [float(it.mean()) for it in store.read([*near[:3], *keys(1)])] == [5, 1, 9, 7]
+    assert Store(tmp_path).lacks(pa.py_buffer(b"".join(near))) == 1
+
+
+def test_entries_of_one_form_are_read_as_one_tensor(tmp_path):
+    store = Store(tmp_path)
+    many = range(AT_ONCE + 6)
+    store.write("moments", keys(*many), tensors(*many))
+    turned = [*reversed(many), 3]
+    assert torch.equal(store.stack(keys(*turned)), torch.stack(tensors(*turned)))
+
+
+def test_a_shard_that_is_cut_off_while_in_use_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.write("moments", keys(1, 2), tensors(1, 2))
+    (shard,) = tmp_path.glob("*.arrow")
+    shard.write_bytes(shard.read_bytes()[:200])
+    with pytest.raises(DataError, match=rf"{shard.name} was cut off while in use"):
+        store.stack(keys(1, 2))
+    shard.unlink()
+    with pytest.raises(DataError, match=rf"cannot read .*{shard.name}: No such file"):
+        store.read(keys(1))
 
 
 def test_parts_of_a_key_do_not_run_together():
