@@ -122,6 +122,9 @@ def main(config: Config) -> int:
     try:
         status.write("running", 0)
         finished = train(launch.resolve(config, accelerator, status.folder), accelerator, status)
+    except KeyboardInterrupt:  # before the first step; later ones save first
+        accelerator.print("interrupted before the first step; what was encoded is kept")
+        finished = False
     except Exception as error:
         return report_failure(as_user_error(error), status)
     finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hn import cli
 from hn.config import Config
-from hn.errors import DataError, OptionError, UserError
+from hn.errors import INTERRUPTED, DataError, OptionError, UserError
 
 
 def main() -> int:
@@ -42,6 +42,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was encoded is kept")
+        return INTERRUPTED
     return 0
 
 

@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGUSR1 (a cluster's warning): save at the next step and leave.
 
 The first signal asks for that; the second also skips what is optional (previews, the held-out
-loss); the third leaves at once.
+loss); the third leaves at once. Before the first step there is nothing to save: one is enough.
 """
 
 import ctypes
@@ -25,13 +25,18 @@ class Stop:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
+        self._training = False
         self.count = 0
         for number in _SIGNALS:
             signal.signal(number, self._count)
         _follow_launcher()
 
     def requested(self) -> bool:
-        """Whether any process was signalled. Every process must ask at the same steps."""
+        """Whether any process was signalled. Every process must ask at the same steps.
+
+        Asked for the first time, training begins.
+        """
+        self._training = True
         if self._accelerator.num_processes == 1:
             return self.count > 0
         counts = torch.tensor(self.count, device=self._accelerator.device)
@@ -45,6 +50,9 @@ class Stop:
         return self.count > 1
 
     def _count(self, number: int, frame: FrameType | None) -> None:
+        """Raises `KeyboardInterrupt` before training."""
+        if not self._training:
+            raise KeyboardInterrupt
         self.count += 1
         if self.count > 2:
             os._exit(INTERRUPTED)

@@ -507,3 +507,27 @@ def test_a_cache_folder_that_cannot_be_written_is_refused_before_pictures(model,
     assert result.returncode == 5
     assert f"error: latent_cache_dir '{cache}' cannot be written: File exists" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("program", "number"), [("run", signal.SIGTERM), ("tool", signal.SIGINT)])
+def test_what_is_still_encoding_leaves_at_once_when_told(model, tmp_path, program, number):
+    """It has nothing to save, and hours of encoding would be waited for."""
+    folder = tiny.make_pictures(tmp_path / "set", 3000, size=(40, 32))
+    flags = runs.settings(model, folder, tmp_path, resolution=32)
+    run, tensors = program == "run", tmp_path / "cache/tensors"
+    flags += ["--latent_cache_dir" if run else "-o", str(tmp_path / "cache")]
+    with runs.start(runs.PYTHON if run else TOOL, flags) as process:
+        end = time.monotonic() + 60
+        while not any(tensors.glob("*.arrow")):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+    assert "what was encoded is kept\n" in out
+    assert len(Store(tensors)) in range(1, 3000)
+    if run:
+        status = runs.status(tmp_path / "run")
+        assert (status["state"], status["exit_code"]) == ("interrupted", 75)
+        assert status["resume_command"].endswith("config.toml")
