@@ -522,7 +522,7 @@ def test_what_is_still_encoding_leaves_at_once_when_told(model, tmp_path, progra
             assert time.monotonic() < end
             time.sleep(0.02)
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=30)
     assert process.returncode == 75, err
     assert "Traceback" not in err
     assert "what was encoded is kept\n" in out
