@@ -21,7 +21,7 @@ from accelerate import Accelerator
 
 from hn import build, launch, rng
 from hn.config import Config
-from hn.data.contexts import Contexts
+from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError

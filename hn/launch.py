@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from hn import cli, demo
 from hn.config import Config, DataConfig
-from hn.data.caching import Cache
-from hn.data.index import Index
+from hn.data.cache.caching import Cache
+from hn.data.cache.index import Index
 from hn.errors import DataError, HubError, OptionError, shown
 from hn.hub import fetch_cache
 from hn.storage import write_bytes

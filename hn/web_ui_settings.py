@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hn.config import Config
-from hn.data.captions import TEMPLATES
+from hn.data.words.captions import TEMPLATES
 from hn.errors import OptionError
 
 # Its name for a setting, and section and name here; the values are the same.

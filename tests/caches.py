@@ -9,16 +9,16 @@ from datasets import Dataset
 from torch import Tensor
 
 from hn.config import DataConfig
-from hn.data.buckets import step_of
-from hn.data.caching import Cache, cache_pictures
-from hn.data.decoding import survey
-from hn.data.encoding import Encoder
-from hn.data.framing import Framing
-from hn.data.images import examples_of
-from hn.data.index import IDENTITY, SCHEMA, Index, digest_of
-from hn.data.latents import Latents
-from hn.data.store import Store, key_of
-from hn.data.workers import ALONE, Workers
+from hn.data.cache.caching import Cache, cache_pictures
+from hn.data.cache.encoding import Encoder
+from hn.data.cache.index import IDENTITY, SCHEMA, Index, digest_of
+from hn.data.cache.latents import Latents
+from hn.data.cache.store import Store, key_of
+from hn.data.cache.workers import ALONE, Workers
+from hn.data.pictures.buckets import step_of
+from hn.data.pictures.decoding import survey
+from hn.data.pictures.framing import Framing
+from hn.data.pictures.images import examples_of
 from hn.diffusion.base_model import BaseModel
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from hn import build, cli, launch
 from hn.config import Config
 from hn.data.batches import Batches
-from hn.data.caching import PER_SHARD
-from hn.data.contexts import Contexts
-from hn.data.index import SCHEMA, Index
-from hn.data.store import Store, key_of
+from hn.data.cache.caching import PER_SHARD
+from hn.data.cache.contexts import Contexts
+from hn.data.cache.index import SCHEMA, Index
+from hn.data.cache.store import Store, key_of
 from hn.diffusion.base_model import BaseModel
 
 SIZES = ((64, 64), (96, 48), (48, 96), (80, 48), (48, 80))

@@ -8,9 +8,9 @@ import torch
 from hn import rng
 from hn.config import DataConfig
 from hn.data.batches import Batches, Layout
-from hn.data.contexts import Contexts
-from hn.data.images import load_examples
-from hn.data.prompts import Prompts
+from hn.data.cache.contexts import Contexts
+from hn.data.pictures.images import load_examples
+from hn.data.words.prompts import Prompts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition, Denoiser

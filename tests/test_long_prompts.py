@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hn.data.contexts import Contexts
+from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
 from tests import runs, tiny
 

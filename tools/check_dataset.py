@@ -40,7 +40,7 @@ def check(args: argparse.Namespace) -> None:
 
     from hn.checkup import checkup, sheet, wording
     from hn.checkup.captions import Ruler
-    from hn.data.buckets import USUAL_STEP, step_of
+    from hn.data.pictures.buckets import USUAL_STEP, step_of
 
     shown = args.max_pictures if args.output else 0
     report, thumbnails = checkup.check_up(

@@ -15,10 +15,10 @@ from hn.build.pictures import (
 )
 from hn.build.prompts import build_prompts, encode_prompts
 from hn.config import Config
-from hn.data.caching import Cache, Verified, verify
-from hn.data.contexts import Contexts
-from hn.data.encoding import Encoder
-from hn.data.latents import Latents
+from hn.data.cache.caching import Cache, Verified, verify
+from hn.data.cache.contexts import Contexts
+from hn.data.cache.encoding import Encoder
+from hn.data.cache.latents import Latents
 
 
 @dataclass(frozen=True)

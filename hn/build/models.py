@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from hn.config import Config
-from hn.data.contexts import Contexts
+from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.pipeline import Painter

@@ -15,20 +15,20 @@ from hn.build.prompts import build_prompts, encode_prompts
 from hn.build.streams import build_stream, build_streamed_batches
 from hn.config import Config
 from hn.data.batches import Batch, Batches
-from hn.data.bucket_table import bucket_table, write_pictures
-from hn.data.buckets import step_of
-from hn.data.caching import Cache, cache_pictures
-from hn.data.captions import load_template
-from hn.data.checks import check_pictures
-from hn.data.contexts import Contexts
-from hn.data.encoding import Encoder
-from hn.data.framing import Framing
-from hn.data.images import load_examples, read_configured_folder
-from hn.data.index import Index
-from hn.data.latents import Latents
-from hn.data.prompts import check_captions
-from hn.data.streamed_batches import StreamedBatches
-from hn.data.streaming import Stream
+from hn.data.cache.caching import Cache, cache_pictures
+from hn.data.cache.contexts import Contexts
+from hn.data.cache.encoding import Encoder
+from hn.data.cache.index import Index
+from hn.data.cache.latents import Latents
+from hn.data.pictures.bucket_table import bucket_table, write_pictures
+from hn.data.pictures.buckets import step_of
+from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.framing import Framing
+from hn.data.pictures.images import load_examples, read_configured_folder
+from hn.data.streaming.batches import StreamedBatches
+from hn.data.streaming.stream import Stream
+from hn.data.words.captions import load_template
+from hn.data.words.prompts import check_captions
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.layout import check_layout

@@ -5,7 +5,7 @@ from accelerate.utils import broadcast_object_list
 
 from hn.config import Config
 from hn.data.batches import Layout
-from hn.data.workers import Workers
+from hn.data.cache.workers import Workers
 
 
 def build_layout(config: Config, accelerator: Accelerator) -> Layout:

@@ -4,10 +4,10 @@ from accelerate import Accelerator
 
 from hn.build.processes import build_workers
 from hn.config import Config
-from hn.data.captions import load_template
-from hn.data.contexts import Contexts
-from hn.data.index import Index
-from hn.data.prompts import EXAMPLES, Prompts
+from hn.data.cache.contexts import Contexts
+from hn.data.cache.index import Index
+from hn.data.words.captions import load_template
+from hn.data.words.prompts import EXAMPLES, Prompts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.text_encoder import TextEncoder
 from hn.errors import OptionError

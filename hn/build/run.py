@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from hn.config import Config
-from hn.data import changes
 from hn.data.batches import Batches
-from hn.data.streamed_batches import StreamedBatches
+from hn.data.cache import changes
+from hn.data.streaming.batches import StreamedBatches
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
 from hn.training import schedule

@@ -4,13 +4,13 @@ from accelerate import Accelerator
 
 from hn.build.processes import build_layout
 from hn.config import Config
-from hn.data.captions import load_template
-from hn.data.framing import Framing
-from hn.data.prompts import Prompts, check_template
-from hn.data.streamed_batches import StreamedBatches
-from hn.data.streamed_chunks import Decoder
-from hn.data.streamed_samples import Samples
-from hn.data.streaming import Stream
+from hn.data.pictures.framing import Framing
+from hn.data.streaming.batches import StreamedBatches
+from hn.data.streaming.chunks import Decoder
+from hn.data.streaming.samples import Samples
+from hn.data.streaming.stream import Stream
+from hn.data.words.captions import load_template
+from hn.data.words.prompts import Prompts, check_template
 from hn.diffusion.base_model import BaseModel
 
 

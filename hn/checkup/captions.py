@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hn.data.images import Folder
+from hn.data.pictures.images import Folder
 from hn.errors import ModelError
 
 CHUNK = 77  # tokens that Stable Diffusion's text encoders read at once

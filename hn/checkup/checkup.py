@@ -15,11 +15,11 @@ from hn.checkup.measures import Measures, measure
 from hn.checkup.report import Checked, Report
 from hn.checkup.sheet import thumbnail
 from hn.config import DataConfig
-from hn.data.buckets import USUAL_STEP
-from hn.data.decoding import Example, decode
-from hn.data.framing import Framing
-from hn.data.images import Folder, scan_folder
-from hn.data.metadata import Metadata
+from hn.data.pictures.buckets import USUAL_STEP
+from hn.data.pictures.decoding import Example, decode
+from hn.data.pictures.framing import Framing
+from hn.data.pictures.images import Folder, scan_folder
+from hn.data.words.metadata import Metadata
 from hn.errors import DataError
 
 Thumbnails = dict[str, Image.Image | None]  # by name; None: cannot be read

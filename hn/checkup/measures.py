@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageStat
 
 from hn.checkup.likeness import reduced
-from hn.data.decoding import Decoded
-from hn.data.framing import Frame, cut_out
+from hn.data.pictures.decoding import Decoded
+from hn.data.pictures.framing import Frame, cut_out
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 TILES = 4  # in each direction, of which the sharpest counts

@@ -7,8 +7,8 @@ from typing import Any
 from hn.checkup.captions import CaptionStatistics
 from hn.checkup.findings import FINDINGS, Finding
 from hn.checkup.measures import Measures
-from hn.data.bucket_table import counted
-from hn.data.framing import Fit, Framing
+from hn.data.pictures.bucket_table import counted
+from hn.data.pictures.framing import Fit, Framing
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hn.checkup.findings import FINDINGS, UNUSABLE
 from hn.checkup.report import Checked, Report
-from hn.data.framing import Frame
+from hn.data.pictures.framing import Frame
 from hn.storage import write_bytes
 
 SIDE = 200  # pixels of a thumbnail's longer side

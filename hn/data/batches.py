@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hn import rng
-from hn.data.contexts import Contexts
-from hn.data.index import Index
-from hn.data.latents import Latents
+from hn.data.cache.contexts import Contexts
+from hn.data.cache.index import Index
+from hn.data.cache.latents import Latents
 from hn.data.order import Order
-from hn.data.prompts import Prompts
+from hn.data.words.prompts import Prompts
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hn import rng
 from hn.config import Config
-from hn.data.contexts import Contexts
+from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition, Denoiser

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from hn.data.decoding import Example, open_picture
-from hn.data.images import SHOWN_FAULTS, examples, read_folder
+from hn.data.pictures.decoding import Example, open_picture
+from hn.data.pictures.images import SHOWN_FAULTS, examples, read_folder
 from hn.errors import DataError
 from hn.prepare.captions import Blip, merge_order
 from hn.prepare.crops import Crop, Size, around, best_size, centred, kept_share, split, whole

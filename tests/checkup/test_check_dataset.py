@@ -12,8 +12,8 @@ from hn import demo
 from hn.checkup.findings import FINDINGS
 from hn.checkup.wording import as_text
 from hn.config import DataConfig
-from hn.data.checks import check_pictures
-from hn.data.images import load_examples
+from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.images import load_examples
 from hn.errors import DataError
 from tests.checkup.drawn import checked, drawing, write
 from tests.runs import ROOT

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data.checks import check_pictures
-from hn.data.decoding import Example, open_picture, open_with_alpha
-from hn.data.framing import loss_weights, picture_shares, to_levels, to_tensor
-from hn.data.images import read_folder
+from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.decoding import Example, open_picture, open_with_alpha
+from hn.data.pictures.framing import loss_weights, picture_shares, to_levels, to_tensor
+from hn.data.pictures.images import read_folder
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError
 from tests import caches, tiny

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hn.data.balance import balanced, in_words
+from hn.data.pictures.balance import balanced, in_words
 
 
 def entries(training: int, prior: int, repeats: int = 1):

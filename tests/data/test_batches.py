@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from hn.config import DataConfig
-from hn.data import contexts
 from hn.data.batches import Batches, Layout
-from hn.data.contexts import Contexts
-from hn.data.decoding import open_picture
-from hn.data.framing import Framing, to_tensor
-from hn.data.images import examples, read_folder
-from hn.data.latents import Latents
-from hn.data.prompts import Prompts
+from hn.data.cache import contexts
+from hn.data.cache.contexts import Contexts
+from hn.data.cache.latents import Latents
+from hn.data.pictures.decoding import open_picture
+from hn.data.pictures.framing import Framing, to_tensor
+from hn.data.pictures.images import examples, read_folder
+from hn.data.words.prompts import Prompts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.text_encoder import AT_ONCE
 from hn.errors import NumericsError

@@ -20,9 +20,9 @@ from hn import build, cli, launch
 from hn.build.pictures import build_encoder
 from hn.config import Config
 from hn.data.batches import Batch, Batches
-from hn.data.contexts import Contexts
-from hn.data.decoding import survey
-from hn.data.images import examples_of, load_examples
+from hn.data.cache.contexts import Contexts
+from hn.data.pictures.decoding import survey
+from hn.data.pictures.images import examples_of, load_examples
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.evaluation import heldout

@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hn.config import DataConfig
-from hn.data.bucket_table import SHOWN, bucket_table, counted, write_pictures
-from hn.data.buckets import bucket_sizes, step_of
-from hn.data.framing import Framing
+from hn.data.pictures.bucket_table import SHOWN, bucket_table, counted, write_pictures
+from hn.data.pictures.buckets import bucket_sizes, step_of
+from hn.data.pictures.framing import Framing
 from hn.errors import ModelError, OptionError
 
 SIDES = st.one_of(st.integers(1, 6000), st.integers(1, 100_000))

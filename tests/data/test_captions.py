@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data.captions import (
+from hn.data.pictures.images import load_examples, read_configured_folder
+from hn.data.words.captions import (
     MAX_BYTES,
     TEMPLATES,
     draw_prompt,
@@ -17,7 +18,6 @@ from hn.data.captions import (
     parse_template,
     read_caption,
 )
-from hn.data.images import load_examples, read_configured_folder
 from hn.errors import DataError
 from tests import golden
 

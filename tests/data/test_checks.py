@@ -9,13 +9,13 @@ from datasets import Dataset
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data import checks, columns
-from hn.data.checks import check_pictures
-from hn.data.columns import with_counts
-from hn.data.decoding import decode
-from hn.data.images import load_examples, read_folder
-from hn.data.index import Contents
+from hn.data.cache.index import Contents
 from hn.data.parallel import AHEAD, in_order
+from hn.data.pictures import checks, columns
+from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.columns import with_counts
+from hn.data.pictures.decoding import decode
+from hn.data.pictures.images import load_examples, read_folder
 from hn.errors import DataError
 from tests import tiny
 from tests.caches import digest

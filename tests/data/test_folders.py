@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data import images
-from hn.data.captions import load_template
-from hn.data.checks import check_pictures
-from hn.data.folder_table import read_folder_table
-from hn.data.images import examples, load_examples
-from hn.data.prompts import Prompts, check_captions
+from hn.data.pictures import images
+from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.folder_table import read_folder_table
+from hn.data.pictures.images import examples, load_examples
+from hn.data.words.captions import load_template
+from hn.data.words.prompts import Prompts, check_captions
 from hn.errors import DataError
 from tests import runs
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hn.data.decoding import Example, open_picture
-from hn.data.framing import CENTRE, Frame, Framing, cut_out, picture_shares, to_tensor
+from hn.data.pictures.decoding import Example, open_picture
+from hn.data.pictures.framing import CENTRE, Frame, Framing, cut_out, picture_shares, to_tensor
 from tests import golden
 
 GOLDEN = golden.read_tensors("images/images.safetensors")

@@ -9,10 +9,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data.checks import check_pictures
-from hn.data.decoding import open_picture
-from hn.data.images import examples, load_examples
-from hn.data.prompts import Prompts, captions_of, check_captions
+from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.decoding import open_picture
+from hn.data.pictures.images import examples, load_examples
+from hn.data.words.prompts import Prompts, captions_of, check_captions
 from hn.errors import DataError
 from tests import caches
 

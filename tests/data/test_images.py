@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hn.data.checks import check_pictures
-from hn.data.decoding import Example, open_picture
-from hn.data.images import examples, read_folder
+from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.decoding import Example, open_picture
+from hn.data.pictures.images import examples, read_folder
 from hn.errors import DataError
 from tests import caches
 

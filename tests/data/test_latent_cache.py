@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data import caching
-from hn.data.contexts import Contexts
-from hn.data.images import read_folder
-from hn.data.index import Index
-from hn.data.store import Store
-from hn.data.workers import Workers
+from hn.data.cache import caching
+from hn.data.cache.contexts import Contexts
+from hn.data.cache.index import Index
+from hn.data.cache.store import Store
+from hn.data.cache.workers import Workers
+from hn.data.pictures.images import read_folder
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, NumericsError
 from tests import caches, runs, tiny

@@ -10,13 +10,13 @@ from PIL import Image
 from hn import rng
 from hn.config import DataConfig
 from hn.data.batches import Batches, Layout
-from hn.data.checks import check_pictures
-from hn.data.contexts import Contexts
-from hn.data.decoding import Example
-from hn.data.framing import mask_weights
-from hn.data.images import examples, load_examples
-from hn.data.masks import read_mask
-from hn.data.prompts import Prompts
+from hn.data.cache.contexts import Contexts
+from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.decoding import Example
+from hn.data.pictures.framing import mask_weights
+from hn.data.pictures.images import examples, load_examples
+from hn.data.pictures.masks import read_mask
+from hn.data.words.prompts import Prompts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError

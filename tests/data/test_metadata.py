@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hn.config import DataConfig
-from hn.data.images import examples, load_examples, read_folder
-from hn.data.metadata import MAX_BYTES, read_metadata
+from hn.data.pictures.images import examples, load_examples, read_folder
+from hn.data.words.metadata import MAX_BYTES, read_metadata
 from hn.errors import DataError
 from tests import caches
 

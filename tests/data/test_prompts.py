@@ -9,11 +9,11 @@ from datasets import Dataset
 
 from hn.config import DataConfig
 from hn.data.batches import Batches, Layout
-from hn.data.columns import with_counts, with_words
-from hn.data.contexts import Contexts
-from hn.data.folder_captions import Captioned
-from hn.data.prompts import Prompts, check_captions
-from hn.data.tags import Tags
+from hn.data.cache.contexts import Contexts
+from hn.data.pictures.columns import with_counts, with_words
+from hn.data.words.folder_captions import Captioned
+from hn.data.words.prompts import Prompts, check_captions
+from hn.data.words.tags import Tags
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError
 from tests import caches

@@ -9,9 +9,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
 from hn.config import DataConfig
-from hn.data import latents as sampling
-from hn.data.images import read_folder
-from hn.data.latents import Latents
+from hn.data.cache import latents as sampling
+from hn.data.cache.latents import Latents
+from hn.data.pictures.images import read_folder
 from hn.diffusion.base_model import BaseModel
 from tests import caches, golden
 

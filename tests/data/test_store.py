@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hn.data.store import AT_ONCE, Store, key_of
-from hn.data.tensor_files import KEY_BYTES
+from hn.data.cache.store import AT_ONCE, Store, key_of
+from hn.data.cache.tensor_files import KEY_BYTES
 from hn.errors import DataError, StorageError
 
 

@@ -17,14 +17,14 @@ from PIL import Image
 from hn import limits
 from hn.config import Config, DataConfig, ModelConfig
 from hn.data.batches import Layout
-from hn.data.decoding import Example, upright_size
-from hn.data.framing import Framing
-from hn.data.prefetch import ahead
-from hn.data.prompts import Prompts
-from hn.data.streamed_batches import StreamedBatches
-from hn.data.streamed_chunks import Decoder, plan
-from hn.data.streamed_samples import Samples
-from hn.data.streaming import Position, Stream
+from hn.data.pictures.decoding import Example, upright_size
+from hn.data.pictures.framing import Framing
+from hn.data.streaming.batches import StreamedBatches
+from hn.data.streaming.chunks import Decoder, plan
+from hn.data.streaming.prefetch import ahead
+from hn.data.streaming.samples import Samples
+from hn.data.streaming.stream import Position, Stream
+from hn.data.words.prompts import Prompts
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, OptionError
 from tests import streamed, tiny

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hn.data.wildcards import MAX_DEPTH, count, draw, every, first, parse
+from hn.data.words.wildcards import MAX_DEPTH, count, draw, every, first, parse
 
 CASES = {
     "a cat": ["a cat"],

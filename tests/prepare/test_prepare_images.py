@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from hn.data.images import read_folder
+from hn.data.pictures.images import read_folder
 from hn.errors import DataError, OptionError, StorageError
 from hn.prepare.output import OutputFolder
 from hn.prepare.prepare import Preparer

@@ -5,9 +5,9 @@ from io import StringIO
 from pathlib import Path
 from random import Random
 
-from hn.data import wildcards
-from hn.data.tags import COMMAS, Tags
-from hn.data.text_files import read_text
+from hn.data.words import wildcards
+from hn.data.words.tags import COMMAS, Tags
+from hn.data.words.text_files import read_text
 from hn.errors import DataError
 
 TEMPLATES = Path(__file__).parent / "templates"

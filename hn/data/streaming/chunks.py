@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from hn import rng
 from hn.data.batches import Layout
-from hn.data.prefetch import ahead
-from hn.data.prompts import Prompts
-from hn.data.streamed_samples import Sample, Samples
-from hn.data.streaming import Chunk, Position, Size, Stream, check_faults
+from hn.data.streaming.prefetch import ahead
+from hn.data.streaming.samples import Sample, Samples
+from hn.data.streaming.stream import Chunk, Position, Size, Stream, check_faults
+from hn.data.words.prompts import Prompts
 from hn.errors import DataError
 
 THREADS = 4  # that decode; Pillow lets them run side by side

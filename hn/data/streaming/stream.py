@@ -21,10 +21,10 @@ from datasets.distributed import split_dataset_by_node
 
 from hn import rng
 from hn.config import DataConfig
-from hn.data.decoding import Example, upright_size
-from hn.data.hub_datasets import load
-from hn.data.images import listed
-from hn.data.streamed_rows import to_example, with_columns
+from hn.data.pictures.decoding import Example, upright_size
+from hn.data.pictures.hub_datasets import load
+from hn.data.pictures.images import listed
+from hn.data.streaming.rows import to_example, with_columns
 from hn.errors import DataError
 
 FIRST = 32  # rows that are looked at before training

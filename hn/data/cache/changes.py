@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from hn.data.images import named
-from hn.data.index import IDENTITY, Index
-from hn.data.store import write_table
+from hn.data.cache.index import IDENTITY, Index
+from hn.data.cache.store import write_table
+from hn.data.pictures.images import named
 
 FILE = "pictures.arrow"
 _WORDED = {

@@ -1,6 +1,6 @@
 """What was encoded, on disk: tensors in Arrow shards, found by what they were made of.
 
-    <folder>/<kind>-<hash of its keys>.arrow    as in `hn.data.tensor_files`
+    <folder>/<kind>-<hash of its keys>.arrow    as in `hn.data.cache.tensor_files`
 
 A key is the hash of everything that an entry depends on, so nothing in the folder is ever out of
 date: what changed has another key, and what nobody asks for any more lies unused. A shard is
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hn.data.tensor_files import (
+from hn.data.cache.tensor_files import (
     DTYPES,
     KEY_BYTES,
     SCHEMA,

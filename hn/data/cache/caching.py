@@ -20,14 +20,14 @@ import pyarrow as pa
 from datasets import Dataset
 from tqdm import tqdm
 
-from hn.data.decoding import survey
-from hn.data.encoding import Encoder, Job
-from hn.data.images import examples_of, listed, named
-from hn.data.index import Contents, Index
-from hn.data.shards import Shards, told
-from hn.data.store import Store
-from hn.data.tensor_files import write_table
-from hn.data.workers import ALONE, Workers
+from hn.data.cache.encoding import Encoder, Job
+from hn.data.cache.index import Contents, Index
+from hn.data.cache.shards import Shards, told
+from hn.data.cache.store import Store
+from hn.data.cache.tensor_files import write_table
+from hn.data.cache.workers import ALONE, Workers
+from hn.data.pictures.decoding import survey
+from hn.data.pictures.images import examples_of, listed, named
 from hn.errors import DataError, DistributedError, StorageError, UserError
 from hn.storage import write_bytes
 

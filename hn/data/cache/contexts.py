@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from tqdm import tqdm
 
-from hn.data.store import Store, key_of
-from hn.data.workers import ALONE, Workers
+from hn.data.cache.store import Store, key_of
+from hn.data.cache.workers import ALONE, Workers
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.text_encoder import stack_contexts
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hn import rng
-from hn.data.index import Index
-from hn.data.store import Store
+from hn.data.cache.index import Index
+from hn.data.cache.store import Store
 
 
 class Latents:

@@ -6,8 +6,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from hn.data.captions import caption_file, read_caption
-from hn.data.metadata import Metadata
+from hn.data.words.captions import caption_file, read_caption
+from hn.data.words.metadata import Metadata
 from hn.errors import DataError
 
 Source = Literal["text file", "metadata", "file name", "column", "none"]

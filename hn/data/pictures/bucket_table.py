@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from pyarrow.compute import call_function
 from pyarrow.csv import write_csv
 
-from hn.data.framing import Fit, Framing
-from hn.data.images import named
+from hn.data.pictures.framing import Fit, Framing
+from hn.data.pictures.images import named
 from hn.storage import write_bytes
 
 SHOWN = 40  # sizes; with no_upscale or native_size there may be thousands

@@ -14,14 +14,14 @@ from datasets import Image as ImageFeature
 from tqdm import tqdm
 
 from hn.config import DataConfig
-from hn.data import balance
-from hn.data.columns import dataset_of, with_counts, with_words
-from hn.data.decoding import Example
-from hn.data.folder_captions import Captioned, CaptionReader
-from hn.data.folder_table import TrainFolder, read_folder_table
-from hn.data.hub_datasets import read_hub_dataset
-from hn.data.masks import Masks, find_masks, is_mask
-from hn.data.metadata import Metadata, read_metadata
+from hn.data.pictures import balance
+from hn.data.pictures.columns import dataset_of, with_counts, with_words
+from hn.data.pictures.decoding import Example
+from hn.data.pictures.folder_table import TrainFolder, read_folder_table
+from hn.data.pictures.hub_datasets import read_hub_dataset
+from hn.data.pictures.masks import Masks, find_masks, is_mask
+from hn.data.words.folder_captions import Captioned, CaptionReader
+from hn.data.words.metadata import Metadata, read_metadata
 from hn.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -54,7 +54,7 @@ class Folder:
 
 
 def load_examples(config: DataConfig) -> Dataset:
-    """The training pictures as a dataset of the columns of `hn.data.columns`.
+    """The training pictures as a dataset of the columns of `hn.data.pictures.columns`.
 
     Raises `DataError` listing what is wrong with the folders, their captions, or the HF dataset.
     """

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from hn.config import DataConfig
-from hn.data import buckets
-from hn.data.buckets import Sizes
+from hn.data.pictures import buckets
+from hn.data.pictures.buckets import Sizes
 from hn.errors import OptionError
 
 ResizeMode = Literal["bucket", "crop", "pad", "stretch"]

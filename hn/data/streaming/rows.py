@@ -5,11 +5,11 @@ from typing import Any
 from datasets import Image, IterableDataset, LargeList, List, Value
 
 from hn.config import DataConfig
-from hn.data.captions import check_caption
-from hn.data.decoding import Example
-from hn.data.folder_captions import lines_of
-from hn.data.hub_datasets import check_columns, wanted_feature
-from hn.data.prompts import parsed
+from hn.data.pictures.decoding import Example
+from hn.data.pictures.hub_datasets import check_columns, wanted_feature
+from hn.data.words.captions import check_caption
+from hn.data.words.folder_captions import lines_of
+from hn.data.words.prompts import parsed
 from hn.errors import DataError, shown
 
 

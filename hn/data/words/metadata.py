@@ -13,8 +13,8 @@ from io import StringIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hn.data.captions import check_caption
-from hn.data.text_files import read_text
+from hn.data.words.captions import check_caption
+from hn.data.words.text_files import read_text
 from hn.errors import DataError
 
 NAMES = ("metadata.jsonl", "metadata.csv")

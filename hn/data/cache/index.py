@@ -1,6 +1,6 @@
 """The pictures of a cache, one row each: what is written about them, and the keys of their latents.
 
-    <cache>/tensors/*.arrow         what was encoded (`hn.data.store`)
+    <cache>/tensors/*.arrow         what was encoded (`hn.data.cache.store`)
     <cache>/pictures/train.arrow    the index; validation.arrow for held-out pictures
 
 An index and a store are all that training reads, so a cache can be moved or published without the
@@ -23,8 +23,8 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
-from hn.data.store import Store
-from hn.data.tensor_files import KEY_BYTES, write_table
+from hn.data.cache.store import Store
+from hn.data.cache.tensor_files import KEY_BYTES, write_table
 from hn.errors import DataError
 
 FORMAT = 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hn.data.decoding import Decoded, Example, read_and_decode
+from hn.data.pictures.decoding import Decoded, Example, read_and_decode
 from hn.errors import DataError
 
 ENDING = ".mask.png"

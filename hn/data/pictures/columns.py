@@ -22,7 +22,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from datasets.table import InMemoryTable
 
-from hn.data.folder_captions import Captioned
+from hn.data.words.folder_captions import Captioned
 
 T = TypeVar("T")
 ROWS = 1000  # read or written at once

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hn import rng
 from hn.config import DataConfig
-from hn.data.decoding import Example, open_picture, open_with_alpha, read_content
-from hn.data.framing import (
+from hn.data.pictures.decoding import Example, open_picture, open_with_alpha, read_content
+from hn.data.pictures.framing import (
     CENTRE,
     Frame,
     Framing,

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from hn import rng
 from hn.config import DataConfig
-from hn.data.decoding import Example, Survey, open_picture, open_with_alpha
-from hn.data.framing import (
+from hn.data.cache.store import key_of
+from hn.data.cache.tensor_files import DTYPES
+from hn.data.parallel import in_order, thread_count
+from hn.data.pictures.decoding import Example, Survey, open_picture, open_with_alpha
+from hn.data.pictures.framing import (
     CENTRE,
     Frame,
     Framing,
@@ -27,10 +30,7 @@ from hn.data.framing import (
     to_levels,
     to_tensor,
 )
-from hn.data.masks import check_mask, read_mask
-from hn.data.parallel import in_order, thread_count
-from hn.data.store import key_of
-from hn.data.tensor_files import DTYPES
+from hn.data.pictures.masks import check_mask, read_mask
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, NumericsError
 

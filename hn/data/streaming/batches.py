@@ -10,9 +10,9 @@ import torch
 from hn import rng
 from hn.config import DataConfig
 from hn.data.batches import Batch
-from hn.data.prefetch import ahead
-from hn.data.streamed_chunks import Decoder, Progress, Ready
-from hn.data.streamed_samples import Sample
+from hn.data.streaming.chunks import Decoder, Progress, Ready
+from hn.data.streaming.prefetch import ahead
+from hn.data.streaming.samples import Sample
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.text_encoder import stack_contexts
 from hn.errors import NumericsError

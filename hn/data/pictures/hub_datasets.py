@@ -9,9 +9,9 @@ from pyarrow.lib import ArrowException
 from tqdm import tqdm
 
 from hn.config import DataConfig
-from hn.data.captions import check_caption
-from hn.data.columns import batches
-from hn.data.folder_captions import Captioned, lines_of
+from hn.data.pictures.columns import batches
+from hn.data.words.captions import check_caption
+from hn.data.words.folder_captions import Captioned, lines_of
 from hn.errors import DataError
 from hn.hub_access import LOG_IN, said
 

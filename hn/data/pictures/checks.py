@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from datasets import Dataset
 
-from hn.data.decoding import Example, decode, read_content
-from hn.data.images import examples, listed
-from hn.data.index import Contents
-from hn.data.masks import check_mask, read_mask
+from hn.data.cache.index import Contents
 from hn.data.parallel import in_order, thread_count
+from hn.data.pictures.decoding import Example, decode, read_content
+from hn.data.pictures.images import examples, listed
+from hn.data.pictures.masks import check_mask, read_mask
 from hn.errors import DataError
 
 NONE = Contents()

@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from torch import Tensor
 
-from hn.data.decoding import Example, Survey, survey
-from hn.data.encoding import Encoder, Job, Variant
-from hn.data.images import examples_of
-from hn.data.index import SCHEMA, Index
+from hn.data.cache.encoding import Encoder, Job, Variant
+from hn.data.cache.index import SCHEMA, Index
+from hn.data.cache.store import Store
 from hn.data.parallel import in_order, thread_count
-from hn.data.store import Store
+from hn.data.pictures.decoding import Example, Survey, survey
+from hn.data.pictures.images import examples_of
 from hn.errors import DataError
 
 _TOLD = b"told"

@@ -1,0 +1,1 @@
+"""What is encoded once: pictures and prompts, by content, on disk."""

@@ -1,0 +1,1 @@
+"""An HF dataset that is read, decoded and encoded while training."""
