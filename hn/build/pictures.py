@@ -106,7 +106,7 @@ def build_latents(
         encoder, workers = build_encoder(config, base, split), build_workers(accelerator)
         index = cache_pictures(dataset, encoder, cache, split, workers)
     if split == "train" and accelerator.is_main_process:
-        _report_sizes(config, index, cache)
+        _report_sizes(config, index, None if dataset is None else cache.folder)
     return Latents(index, cache.store, config.data.latent_sampling, config.training.seed)
 
 
@@ -195,9 +195,10 @@ def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.No
     ).to(base.device)
 
 
-def _report_sizes(config: Config, index: Index, cache: Cache) -> None:
-    """Say what becomes of the pictures, and of each in a table beside the cache."""
+def _report_sizes(config: Config, index: Index, folder: Path | None) -> None:
+    """Say what becomes of the pictures, and of each in a table in the folder of a new cache."""
     framing, names = build_framing(config), index.words["name"]
     pictures = np.stack([index.numbers("width"), index.numbers("height")], axis=1)
     print(bucket_table(names, pictures, framing, config.training.train_batch_size))
-    write_pictures(cache.folder / "pictures.csv", names[:], pictures, framing)
+    if folder is not None:
+        write_pictures(folder / "pictures.csv", names[:], pictures, framing)

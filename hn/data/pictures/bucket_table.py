@@ -10,7 +10,7 @@ from pyarrow.compute import call_function
 from pyarrow.csv import write_csv
 
 from hn.data.pictures.framing import Fit, Framing
-from hn.data.pictures.images import named
+from hn.data.pictures.images import NAMED, named
 from hn.storage import write_bytes
 
 SHOWN = 40  # sizes; with no_upscale or native_size there may be thousands
@@ -44,11 +44,12 @@ def bucket_table(
                 f"{verb}: {shares.mean():.1%} on average, {shares[worst]:.1%} at most "
                 f"({names[worst]!r}, {width} x {height})"
             )
-    enlarged = [names[number] for number in np.flatnonzero(fit.enlarged).tolist()]
-    if enlarged:
+    enlarged = np.flatnonzero(fit.enlarged)
+    if len(enlarged):
+        first = [str(names[number]) for number in enlarged[:NAMED].tolist()]
         small = framing.no_upscale or framing.native_size
         than = f"one step of {framing.step} pixels" if small else "the size they are trained at"
-        lines.append(f"enlarged, since smaller than {than}: {named(enlarged)}")
+        lines.append(f"enlarged, since smaller than {than}: {named(first, len(enlarged))}")
     return "\n".join(lines)
 
 

@@ -231,10 +231,14 @@ def examples_of(dataset: Dataset) -> Iterator[Example]:
         )
 
 
-def named(names: list[str]) -> str:
-    """How many, and the first few by name; a strange name is shown escaped."""
-    more = ", ..." if len(names) > NAMED else ""
-    return f"{len(names)} ({', '.join(map(repr, names[:NAMED]))}{more})"
+def named(names: list[str], count: int | None = None) -> str:
+    """How many, and the first few by name; a strange name is shown escaped.
+
+    `count` says how many there are of which `names` are the first, at least `NAMED`.
+    """
+    count = len(names) if count is None else count
+    more = ", ..." if count > NAMED else ""
+    return f"{count} ({', '.join(map(repr, names[:NAMED]))}{more})"
 
 
 def listed(headline: str, faults: list[str]) -> str:
