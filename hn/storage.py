@@ -3,25 +3,33 @@ renamed.
 """
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import BinaryIO
 
 from hn.errors import StorageError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a crash leaves the old file or the new one, never half of one.
+    """Write `data` as `whole` does, to the target of a symbolic link. Raises `StorageError`."""
+    with whole(path.resolve(), "another folder; what was there before is intact") as file:
+        file.write(data)
 
-    Follows a symbolic link to its target, keeps the umask's file mode. Raises `StorageError` (disk
-    full, no permission); the old file is intact then.
+
+@contextmanager
+def whole(path: Path, instead: str) -> Iterator[BinaryIO]:
+    """A file to write so that a crash leaves the old one or the new one, never half of one.
+
+    Keeps the umask's file mode. `instead` ends what is advised if it cannot be written. Raises
+    `StorageError` (disk full, no permission); the old file is intact then.
     """
-    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -30,8 +38,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         with suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink()
         raise StorageError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or choose another "
-            "folder; what was there before is intact."
+            f"cannot write {path}: {error.strerror or error}. Free some space or choose {instead}."
         ) from error
 
 

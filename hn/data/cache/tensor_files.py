@@ -5,7 +5,6 @@ Rows of (key, kind, dtype, shape, values), as an Arrow stream.
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hn.errors import DataError, StorageError
-from hn.storage import sync_folder
+from hn.errors import DataError
+from hn.storage import whole
 
 KEY_BYTES = 16
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -117,20 +116,6 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow stream, whole or not at all. Raises `StorageError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            with pa.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or choose another "
-            "latent_cache_dir; the files written before are whole."
-        ) from error
+    instead = "another latent_cache_dir; the files written before are whole"
+    with whole(path, instead) as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
