@@ -100,3 +100,11 @@ def same_tensors(first: Path, second: Path) -> bool:
     """Whether two hypernetwork files hold the same bits."""
     pairs = zip(hn.load(first).tensors().values(), hn.load(second).tensors().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def assert_same(first: Path, second: Path) -> None:
+    """Two finished runs with held-out pictures: the same losses and weights, to the bit."""
+    held_out = [metrics(folder)[-1]["heldout_loss"] for folder in (first, second)]
+    assert held_out[0] == held_out[1]
+    assert losses(first) == losses(second)
+    assert same_tensors(first / f"{first.name}.pt", second / f"{second.name}.pt")
