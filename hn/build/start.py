@@ -14,7 +14,7 @@ from hn.network import files, portability, sidecar
 from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
 from hn.network.sidecar import Sidecar
-from hn.training import adoption, artifacts, optimizers
+from hn.training import adoption, artifacts, optimizers, schedule
 
 ANY_DIM = 320  # for a first look at an architecture: which widths it gets is not known yet
 
@@ -105,11 +105,15 @@ def _read(config: Config) -> Start:
 def _check_settings(config: Config, hypernetwork: Hypernetwork, path: Path) -> None:
     """Refuse a file that is trained enough, and settings that it would override."""
     network, steps = config.network, config.training.max_train_steps
-    if hypernetwork.provenance.step >= steps:
+    step = hypernetwork.provenance.step
+    if step >= steps:
         raise OptionError(
-            f"max_train_steps is {steps}, but {path} is at step {hypernetwork.provenance.step} "
-            "already; steps are counted over all runs"
+            f"max_train_steps is {steps}, but {path} is at step {step} already; steps are counted "
+            "over all runs"
         )
+    for name in ("learning_rate", "clip_grad_value"):
+        stages = getattr(config.optimizer, name)
+        schedule.parse(stages, steps, start_step=step, setting=name)  # refuses what is over
     for name in ("dims", "layer_structure", "activation_func", "is_layer_norm", "activate_output"):
         asked, found = getattr(network, name), getattr(hypernetwork.config, name)
         if asked not in (getattr(NetworkConfig(), name), found):

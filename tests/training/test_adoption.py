@@ -231,6 +231,12 @@ def test_settings_that_the_file_overrides_are_refused(halfway, go_on, capsys, ch
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "clip_grad_value"])
+def test_stages_that_are_over_at_the_files_step_are_refused(halfway, go_on, capsys, name):
+    assert go_on(halfway, **{name: "1e-3:2, 1e-4:3"}) == 2
+    assert f"{name} '1e-3:2, 1e-4:3': no stage is left after step 3" in capsys.readouterr().err
+
+
 def test_settings_that_the_file_has_too_are_welcome(halfway, go_on):
     same = {"activation_func": "mish", "layer_structure": [1, 2, 1], "dims": [16, 24, 32]}
     assert go_on(halfway, **same) == 0
