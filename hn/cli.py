@@ -73,19 +73,27 @@ def find_recipe(name: str) -> Path:
 def read_toml(path: Path) -> Config:
     """Read a TOML file of sections. Raises `OptionError` for what is not a setting."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return from_toml(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read {path}: {error}") from error
+
+
+def from_toml(text: str, source: Path) -> Config:
+    """The same of the text of a file; messages name its `source`."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"cannot read {source}: {error}") from error
     config = Config()
     for section, values in content.items():
         if section not in SECTIONS or not isinstance(values, dict):
             raise OptionError(
-                f"{path}: unknown section [{section}]{meant(section, SECTIONS)}; there are "
+                f"{source}: unknown section [{section}]{meant(section, SECTIONS)}; there are "
                 f"{SECTIONS}"
             )
         config = replace(
             config,
-            **{section: _read_section(getattr(config, section), values, f"{path}: {section}")},
+            **{section: _read_section(getattr(config, section), values, f"{source}: {section}")},
         )
     return config
 

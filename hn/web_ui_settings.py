@@ -8,7 +8,7 @@ from typing import Any
 
 from hn.config import Config
 from hn.data.words.captions import TEMPLATES
-from hn.errors import OptionError
+from hn.errors import OptionError, printable
 
 # Its name for a setting, and section and name here; the values are the same.
 _SAME = {
@@ -55,7 +55,7 @@ class Imported:
     """The settings as values by section and name, and what a person should know about them."""
 
     sections: dict[str, dict[str, Any]]
-    notes: list[str]
+    notes: list[str]  # one line each, printable
 
     def config(self, **model: Any) -> Config:
         """As a configuration; `model` are settings of the base model, which the file lacks."""
@@ -68,8 +68,8 @@ class Imported:
 def read(path: Path) -> Imported:
     """Read the file. Raises `OptionError` if it is no such file, or a value is of another kind."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        given = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"cannot read {path}: {error}") from error
     if not isinstance(given, dict) or "hypernetwork_name" not in given:
         raise OptionError(
@@ -77,7 +77,7 @@ def read(path: Path) -> Imported:
             "hypernetwork_name"
         )
     try:
-        return Imported(_sections(given), _notes(given))
+        return Imported(_sections(given), list(map(printable, _notes(given))))
     except (ValueError, TypeError, ArithmeticError) as error:
         raise OptionError(
             f"{path}: a value is of another kind than the web UI's ({error})"
@@ -134,8 +134,8 @@ def clamped(batch_size: int, accumulation: int, pictures: int) -> tuple[int, int
 
 def _notes(given: dict[str, Any]) -> list[str]:
     notes = [
-        "the web UI does not record: shuffled tags, tag dropout, alpha weights, dropout structure, "
-        "seed; set them if you used them"
+        "the web UI does not record: shuffled tags, tag dropout, alpha weights, sizes that were "
+        'kept ("Do not resize images"), widths, dropout structure, seed; set them if you used them'
     ]
     known = {*_SAME, *_OTHERS, "initial_step", "use_dropout", "model_name", "model_hash"}
     left = sorted(key for key in given if key not in known)
@@ -158,5 +158,6 @@ def _notes(given: dict[str, Any]) -> list[str]:
         )
     template = str(given.get("template_file") or "")
     if template and _template(given) != template:
-        notes.append(f"the template {template} is not here; taken instead: {_template(given)}")
+        ours = f"our {_template(given)}, in other words and always with the caption"
+        notes.append(f"the template {template} is not here; taken instead: {ours}")
     return notes

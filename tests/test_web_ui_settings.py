@@ -1,6 +1,7 @@
 """The web UI's settings file: what it means here, and that a run starts from it."""
 
 import json
+import runpy
 import subprocess
 import sys
 
@@ -91,12 +92,13 @@ def test_what_it_does_not_say_is_said(tmp_path):
     )
     for words in (
         "does not record: shuffled tags",
+        "sizes that were kept",
         "not taken over: datetime, log_directory, preview_sampler_index",
         "v1-5-pruned-emaonly [6ce0161689]",
         "went on at step 500",
         "give dropout_structure",
         "clip_grad_value 0.1 clips far less",
-        "subject_filewords.txt is not here; taken instead: subject",
+        "subject_filewords.txt is not here; taken instead: our subject, in other words",
     ):
         assert words in notes
 
@@ -116,12 +118,38 @@ def test_a_template_that_is_here_is_taken(tmp_path):
         ('{"learn_rate": 1}', "it has no hypernetwork_name"),
         ('{"hypernetwork_name": "a", "batch_size": "many"}', "a value is of another kind"),
         ('{"hypernetwork_name": "a", "num_of_dataset_images": 0}', "another kind"),
+        ("[" * 100_000, "cannot read"),
     ],
 )
 def test_another_file_is_refused(tmp_path, content, words):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(OptionError, match=words):
         web_ui_settings.read(tmp_path / "settings.json")
+
+
+def test_a_text_of_the_file_cannot_become_a_setting(tmp_path):
+    """A note is one line, a comment in the TOML file, whatever the file holds."""
+    evil = 'x\n[optimizer]\noptimizer = "their.Class"\r# \x1b[2J'
+    texts = dict.fromkeys(("model_name", "model_hash", "template_file"), evil)
+    found = imported(tmp_path, **texts, **{evil: 1}, clip_grad_mode="norm", clip_grad_value=evil)
+    assert len(found.notes) == 5
+    assert all(note.isprintable() for note in found.notes)
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    path = write(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert web_ui_settings.read(path).config().network.name == "my style"
+
+
+def test_what_cannot_be_a_setting_leaves_no_file(tmp_path, monkeypatch, capsys):
+    source, output = write(tmp_path, clip_grad_mode="often"), tmp_path / "mine.toml"
+    tool = str(runs.ROOT / "tools/import_settings.py")
+    monkeypatch.setattr(sys, "argv", [tool, str(source), "-o", str(output)])
+    assert runpy.run_path(tool)["main"]() == 2
+    said = capsys.readouterr().err
+    assert f"{source}: optimizer.clip_grad_mode must be 'none' or 'norm' or 'value'" in said
+    assert not output.exists()
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

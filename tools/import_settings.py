@@ -39,14 +39,16 @@ def import_settings(args: argparse.Namespace) -> None:
 
     from hn import cli, web_ui_settings
     from hn.config import Config
+    from hn.errors import printable
     from hn.storage import write_bytes
 
     imported = web_ui_settings.read(args.file)
     config = imported.config(pretrained_model_name_or_path=args.pretrained_model_name_or_path)
     toml = cli.to_toml(config, without=Config())
-    notes = "".join(f"# {note}\n" for note in imported.notes)
-    write_bytes(args.output, f"# From the web UI's {args.file.name}.\n{notes}\n{toml}".encode())
-    cli.read_toml(args.output)  # values of another kind than ours would stop here, by name
+    cli.from_toml(toml, args.file)  # values of another kind than ours stop here, by name
+    lines = [f"From the web UI's {printable(args.file.name)}.", *imported.notes]
+    comments = "".join(f"# {line}\n" for line in lines)
+    write_bytes(args.output, f"{comments}\n{toml}".encode())
     print(f"{args.file} -> {args.output}")
     print("\n".join(f"  - {note}" for note in imported.notes))
 
