@@ -142,7 +142,7 @@ class FocusFinder:
     @cached_property
     def _cascades(self) -> list[tuple[Any, float]]:
         folder = Path(self._cv2.data.haarcascades)
-        if not hasattr(self._cv2, "CascadeClassifier") or not folder.glob("haarcascade_*.xml"):
+        if not hasattr(self._cv2, "CascadeClassifier") or not any(folder.glob("haarcascade_*.xml")):
             raise OptionError(
                 f"face_weight: OpenCV {self._cv2.__version__} brings no Haar cascades. Install a "
                 "version below 5 (pip install 'hn[prepare]'), give a --face_model, or set "

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hn.errors import ModelError
+from hn.errors import ModelError, OptionError
 from hn.prepare.crops import around
 from hn.prepare.focal import Evidence, Focus, FocusFinder, most_mixed, reduced
 from hn.prepare.settings import Settings
@@ -138,6 +138,14 @@ def test_a_face_model_that_is_none_is_refused(tmp_path, content, reason):
         (tmp_path / "faces.onnx").write_bytes(content)
     with pytest.raises(ModelError, match=rf"face_model '.*faces\.onnx' {reason}|{reason}"):
         FocusFinder(Settings(face_model=str(tmp_path / "faces.onnx")))
+
+
+def test_cascades_that_are_missing_are_said_before_the_first_picture(tmp_path, monkeypatch):
+    """OpenCV 5 has the folder without them."""
+    monkeypatch.setattr("cv2.data.haarcascades", str(tmp_path))
+    with pytest.raises(OptionError, match=r"brings no Haar cascades.*--face_weight 0"):
+        FocusFinder(Settings(**SMALL))
+    FocusFinder(NO_FACES)
 
 
 def test_a_centroid_is_the_mean():
