@@ -42,9 +42,15 @@ def _shown_alone(value: Any) -> str:
 
 
 class UserError(Exception):
-    """A failure with a remedy; `exit_code` is the process's."""
+    """A failure with a remedy; `exit_code` is the process's.
+
+    Its text is printable, whatever the names of files in it hold.
+    """
 
     exit_code = BUG
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), also="\n")
 
 
 class OptionError(UserError, ValueError):

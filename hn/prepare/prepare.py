@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hn.data.pictures.decoding import Example, open_picture
 from hn.data.pictures.images import SHOWN_FAULTS, examples, read_folder
-from hn.errors import DataError
+from hn.errors import DataError, printable
 from hn.prepare.captions import Blip, merge_order
 from hn.prepare.crops import Crop, Size, around, best_size, centred, kept_share, split, whole
 from hn.prepare.drawing import draw
@@ -95,7 +95,7 @@ class Preparer:
         """Make everything that becomes of one picture, and account for it."""
         plan = self._plan(picture)
         account.skipped += [
-            {"source": example.name, "reason": f"{example.name}: {reason}"}
+            {"source": example.name, "reason": printable(f"{example.name}: {reason}")}
             for reason in plan.skipped
         ]
         stem = shortened(Path(example.name).stem)
@@ -225,4 +225,4 @@ def _described(record: dict[str, Any]) -> str:
     if record["flipped"]:
         words.append("mirrored")
     words.append(f"caption {' + '.join(record['caption']) or 'none'}")
-    return f"{record['source']} -> {record['file']}: {'; '.join(words)}"
+    return printable(f"{record['source']} -> {record['file']}: {'; '.join(words)}")

@@ -356,6 +356,19 @@ def test_a_full_disk_leaves_no_half_picture_and_no_manifest(source, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]])
+def test_a_name_cannot_steer_the_terminal(tmp_path, run_here, flags):
+    (tmp_path / "source").mkdir()
+    drawn.plain((90, 30)).save(tmp_path / "source" / "a\x1b[2J.png")
+    (tmp_path / "source" / "b\x1b[2J.png").write_text("<html>")
+    flags = [*flags, "--width", 64, "--height", 64, "--auto_crop", "--keep_original_size"]
+    result = run_here(tmp_path / "source", "-o", tmp_path / "o", *flags)
+    assert result.returncode == 3
+    assert "skipped: a?[2J.png: no size" in result.stderr
+    assert "skipped: b?[2J.png: cannot be read" in result.stderr
+    assert "\x1b[2J" not in result.stdout + result.stderr
+
+
 def test_long_names_are_cut(tmp_path):
     (tmp_path / "source").mkdir()
     drawn.plain((64, 64)).save(tmp_path / "source" / f"{'é' * 120}.png")
