@@ -18,7 +18,12 @@ from hn.errors import DataError
 from tests import caches, tiny
 from tests.data.test_framing import GOLDEN, frame, golden_example, levels
 
-WEIGHTED = [key.removesuffix("|weight") for key in GOLDEN if key.endswith("|weight")]
+OBLONG = "alpha_gradient_64x32.png|16x16|varsize=1|weight=1|once"
+WEIGHTED = [
+    key.removesuffix("|weight")
+    for key in GOLDEN
+    if key.endswith("|weight") and not key.startswith(OBLONG)
+]
 STRETCHED = [key for key in WEIGHTED if "varsize=0" in key]
 GREEN = (0, 255, 0)
 
@@ -89,6 +94,14 @@ def test_the_weights_of_an_oblong_picture_stand_upright(size, shape):
     assert torch.equal(found, found[:1].expand(shape))
     assert (found[0].diff() > 0).all()
     assert (found.min().item(), found.mean().item()) == (0.0, pytest.approx(1))
+
+
+def test_the_web_uis_weights_of_an_oblong_picture_are_ours_with_the_sides_mistaken():
+    _, alpha = open_with_alpha(golden_example(OBLONG)[0])
+    height, width = 4, 8
+    mistaken = weights_of(alpha, frame(alpha, alpha.size, resize_mode="stretch"), (width, height))
+    expected = GOLDEN[f"{OBLONG}|weight"]
+    torch.testing.assert_close(mistaken.reshape(1, height, width), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("place", [(0.0, 0.5), (0.3, 0.5), (1.0, 0.5)])

@@ -14,7 +14,9 @@ from hn.data.pictures.framing import CENTRE, Frame, Framing, cut_out, picture_sh
 from tests import golden
 
 GOLDEN = golden.read_tensors("images/images.safetensors")
-STRETCHED = [key for key in GOLDEN if "weight=0" in key and key.endswith("|pixels")]
+PIXELS = [key for key in GOLDEN if "weight=0" in key and key.endswith("|pixels")]
+TURNED = [key for key in PIXELS if key.startswith("exif_rotated")]
+STRETCHED = [key for key in PIXELS if key not in TURNED]
 
 
 def levels(tensor: torch.Tensor) -> torch.Tensor:
@@ -58,6 +60,15 @@ def test_a_stretched_picture_is_what_the_web_ui_encodes(key):
     picture = open_picture(example)
     seen = to_tensor(picture, frame(picture, size, resize_mode="stretch"))
     assert torch.equal(levels(seen), GOLDEN[key])
+
+
+@pytest.mark.parametrize("key", TURNED)
+def test_a_picture_with_an_exif_turn_is_the_web_uis_turned(key):
+    """There the turn is ignored; a quarter to the right is all the difference."""
+    example, (width, height) = golden_example(key)
+    picture = open_picture(example)
+    seen = to_tensor(picture, frame(picture, (height, width), resize_mode="stretch"))
+    assert torch.equal(levels(seen), torch.rot90(GOLDEN[key], -1, (1, 2)))
 
 
 def test_a_tensor_has_the_range_of_the_autoencoder():
