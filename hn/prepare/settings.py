@@ -1,6 +1,7 @@
 """The settings of `tools/prepare_images.py`, with their help and limits; standard library only.
 
-Names and defaults are those of the web UI's tab "Preprocess images" where it has them.
+Names and defaults are those of the web UI's tab "Preprocess images" where it has them;
+only captions are copied by default, which it leaves out.
 """
 
 import argparse
