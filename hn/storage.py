@@ -35,11 +35,12 @@ def whole(path: Path, instead: str) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):  # the folder itself may be what is wrong
-            temporary.unlink()
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}. Free some space or choose {instead}."
         ) from error
+    finally:  # also for what is no OSError: Ctrl-C
+        with suppress(OSError):  # it was renamed, or the folder itself is what is wrong
+            temporary.unlink()
 
 
 def prove_writable(folder: Path, setting: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import hn
 from hn.errors import StorageError
 from hn.network.module import Hypernetwork
-from hn.storage import prove_writable, write_bytes
+from hn.storage import prove_writable, whole, write_bytes
 
 
 @contextmanager
@@ -52,6 +52,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_bytes(b"old")
     with file_size_limit(10_000), pytest.raises(StorageError, match="Free some space"):
         write_bytes(path, bytes(20_000))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), whole(path, "another") as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
 
