@@ -8,7 +8,8 @@ OUTPUT gets NUMBER-PART-NAME.png, a .txt if there is a caption, and manifest.jso
 every picture was cut, and what was skipped and why. The web UI's deepbooru captions are left out:
 no maintained package has that model.
 
-Exit codes: 0 done, 2 settings, 3 some or all sources cannot be used, 4 a model file, 5 disk.
+Exit codes: 0 done, 2 settings, 3 some or all sources cannot be used, 4 a model file, 5 disk,
+75 interrupted.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 from hn import cli
-from hn.errors import DataError, UserError
+from hn.errors import INTERRUPTED, DataError, UserError
 from hn.prepare import settings
 
 
@@ -37,6 +38,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; --overwrite begins again", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

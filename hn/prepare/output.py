@@ -14,8 +14,9 @@ from hn.storage import write_bytes
 MANIFEST = "manifest.json"
 DEBUG = "debug"
 MAX_STEM = 150  # bytes of the source's name in a new one; file systems end at 255
-_OURS = re.compile(r"\d{5,}-\d+-.*\.(png|txt)", re.DOTALL)
-_OUR_DRAWINGS = re.compile(r"\d{5,}-.*\.png", re.DOTALL)
+# What ends with .tmp was being written when a pass was killed.
+_OURS = re.compile(r"\d{5,}-\d+-.*\.(png|txt)|\.(\d{5,}-\d+-|manifest).*\.tmp", re.DOTALL)
+_OUR_DRAWINGS = re.compile(r"\d{5,}-.*\.png|\.\d{5,}-.*\.tmp", re.DOTALL)
 _NAMED = 5
 
 

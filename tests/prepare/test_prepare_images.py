@@ -3,8 +3,10 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -304,6 +306,7 @@ def test_an_output_that_holds_something_is_replaced_only_on_request(source, tmp_
     with pytest.raises(OptionError, match=r"is not empty.*--overwrite"):
         prepare(source, output)
     assert contents(output) == before
+    (output / ".00004-0-e.png.321.tmp").write_bytes(b"")  # of a pass that was killed
     prepare(source, output, overwrite=True)
     assert sorted(contents(output)) == [
         "00000-0-a landscape.png",
@@ -367,6 +370,32 @@ def test_a_name_cannot_steer_the_terminal(tmp_path, run_here, flags):
     assert "skipped: a?[2J.png: no size" in result.stderr
     assert "skipped: b?[2J.png: cannot be read" in result.stderr
     assert "\x1b[2J" not in result.stdout + result.stderr
+
+
+def test_ctrl_c_ends_it_with_a_word_and_it_can_begin_again(tmp_path, run_here):
+    """Ctrl-C comes after the first picture of 300."""
+    folder, output = tmp_path / "source", tmp_path / "o"
+    folder.mkdir()
+    drawn.plain((64, 64)).save(folder / "0.png")
+    for number in range(1, 300):
+        (folder / f"{number}.png").symlink_to(folder / "0.png")
+
+    def interrupt():
+        while not list(output.glob("*.png")):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watch = threading.Thread(target=interrupt, daemon=True)
+    watch.start()
+    flags = ["-o", output, "--width", 64, "--height", 64]
+    result = run_here(folder, *flags)
+    watch.join()
+    assert result.returncode == 75
+    assert "interrupted" in result.stderr
+    assert "--overwrite" in result.stderr
+    assert 0 < len(list(output.iterdir())) < 300
+    assert not (output / "manifest.json").exists()
+    assert run_here(folder, *flags, "--overwrite").returncode == 0
 
 
 def test_long_names_are_cut(tmp_path):
