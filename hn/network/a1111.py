@@ -114,7 +114,8 @@ def _renamed(weights: Mapping[str, Any]) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise ModelError(f"the entry {shown(key)} is a {type(tensor).__name__}, not a tensor")
         first, _, rest = key.partition(".")
-        renamed[f"{_OLD_NAMES[first]}.{rest}" if first in _OLD_NAMES else key] = tensor
+        # of a parameter, only its numbers
+        renamed[f"{_OLD_NAMES[first]}.{rest}" if first in _OLD_NAMES else key] = tensor.detach()
     return renamed
 
 
@@ -125,7 +126,7 @@ def _config(state: Mapping[Any, Any], dims: tuple[int, ...]) -> HypernetworkConf
         last = _flag(state, "last_layer_dropout", False)
         dropout = parse_dropout_structure(structure, use_dropout, last)
     else:
-        dropout = _tuple(state, "dropout_structure", ())
+        dropout = _tuple(state, "dropout_structure", ()) or (0,)  # empty is too short, not absent
     return HypernetworkConfig(
         dims=dims,
         layer_structure=structure,
