@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from hn.errors import ModelError, printable, shown
+from hn.network.numpy_numbers import STAND_INS
 
 MAX_PICKLE = 4 * 2**20  # bytes of structure: a real hypernetwork's is a few kilobytes
 MAX_FILE = 8 * 2**30  # bytes
@@ -37,14 +38,21 @@ def read(path: Path) -> Any:
             f"{path} is not a .pt file: {_looks_like(data)}. Download or export it again."
         )
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(STAND_INS):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes torch raises whatever its unpickler stumbles over
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ModelError(
             f"{path} was refused: it is damaged, or holds more than numbers and plain values "
-            f"({printable(reason[0])[:300]}). Loading it could run a stranger's code, so there is "
-            "no switch for that; ask for a .safetensors file."
+            f"({_reason(error)}). Loading it could run a stranger's code, so there is no switch "
+            "for that; ask for a .safetensors file."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch stumbled over, in a line, without its advice to trust the file."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    line = (text.strip() or type(error).__name__).splitlines()[0]
+    return printable(line.partition(" Please use ")[0])[:300]
 
 
 def write(obj: Any) -> bytes:

@@ -16,6 +16,7 @@ from hn.errors import shown
 from hn.network import comfyui, container, files
 from hn.network.a1111 import named_values, unread
 from hn.network.contents import Contents
+from hn.network.numpy_numbers import SCALAR
 
 OVER_BATCH = ("softmax", "softmax2d", "softmin", "logsoftmax")
 SDXL_WIDTH = 2048
@@ -25,6 +26,7 @@ _RECORDS = re.compile(r"data\.pkl|version|data/\d+")
 _NAMES = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)"
     r"|torch\.(Float|Half|BFloat16|Double|Int|Long|Byte)Storage|(__builtin__|builtins)\.set"
+    r"|numpy\.core\.multiarray\.scalar|numpy\.dtype|_codecs\.encode"
 )
 
 
@@ -171,6 +173,10 @@ def _comfyui_file(path: Path | None) -> Iterator[Finding]:
             Outcome.IGNORED,
             "it finds no widths in a .safetensors file, and patches nothing",
             f"tools/convert.py {path.name} -o {path.stem}.pt",
+        )
+    elif path is not None and SCALAR in container.examine(path).names:
+        yield Finding(
+            Outcome.REFUSED, "it loads as torch does safely, without numbers of numpy", _CONVERT
         )
 
 
