@@ -149,13 +149,13 @@ def _file_findings(path: Path, contents: Contents) -> Iterator[Finding]:
 
 
 def _a1111(contents: Contents) -> Iterator[Finding]:
-    text = _text_widths(contents)
-    if text:
+    widths = _apparent_widths(contents)
+    if widths:
         yield Finding(
             Outcome.OTHER,
-            f"the widths {shown(text)} are stored as text, which it ignores, as this program does",
+            f"the widths {shown(widths)} are no ints: it ignores them, as this program does",
         )
-    others = [key for key in unread(contents) if key not in text]
+    others = [key for key in unread(contents) if key not in widths]
     if others:
         yield Finding(Outcome.SAME, f"it does not read {shown(others)}")
     if SDXL_WIDTH in contents.config.dims:
@@ -184,8 +184,8 @@ def _comfyui(contents: Contents) -> Iterator[Finding]:
     """What ComfyUI makes of the flags as stored and of the tensors in their stored order."""
     values = contents.values or named_values(contents, "")
     activation = values.get("activation_func", "linear")
-    if _text_widths(contents):
-        yield Finding(Outcome.REFUSED, "widths stored as text stop it", _CONVERT)
+    if _apparent_widths(contents):
+        yield Finding(Outcome.REFUSED, "widths that are no ints stop it", _CONVERT)
     if activation not in comfyui.ACTIVATIONS:
         yield Finding(
             Outcome.REFUSED,
@@ -209,8 +209,17 @@ def _too_large_for_half(contents: Contents) -> Iterator[Finding]:
         )
 
 
-def _text_widths(contents: Contents) -> list[str]:
-    return [key for key in contents.values if isinstance(key, str) and key.isdigit()]
+def _apparent_widths(contents: Contents) -> list[Any]:
+    """Keys such as "768" or 768.5, which ComfyUI takes for widths and then does not find."""
+    return [key for key in contents.values if _reads_as_int(key)]
+
+
+def _reads_as_int(key: Any) -> bool:
+    try:
+        int(key)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _reasons(contents: Contents, values: Mapping[str, Any]) -> Iterator[Finding]:

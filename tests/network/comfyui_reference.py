@@ -30,10 +30,12 @@ def load(state: dict) -> dict[int, tuple[nn.Sequential, nn.Sequential]]:
         raise RefusedError(f"activation {activation}")
     found = {}
     for key in state:
-        if isinstance(key, str) and not key.isdigit():
+        try:
+            dim = int(key)
+        except (TypeError, ValueError):  # whatever else reads as a number is taken for a width
             continue
         try:
-            found[int(key)] = tuple(_module(state, weights) for weights in state[int(key)][:2])
+            found[dim] = tuple(_module(state, weights) for weights in state[dim][:2])
         except (KeyError, IndexError) as error:
             raise RefusedError(str(error)) from error
     return found
@@ -56,7 +58,8 @@ def _module(state: dict, weights: dict[str, Tensor]) -> nn.Sequential:
     while queue:
         position, stem = queue.pop(0)
         to_go = len(stems) - position  # this one counted
-        made.append(_filled(nn.Linear(*reversed(weights[f"{stem}.weight"].shape)), weights, stem))
+        shape = weights[f"{stem}.weight"].shape
+        made.append(_filled(nn.Linear(shape[1], shape[0]), weights, stem))
         if activation is not nn.Identity and (to_go > 1 or state.get("activate_output", False)):
             made.append(activation())
         if state.get("is_layer_norm", False):

@@ -56,6 +56,9 @@ def stored_dicts(draw) -> dict:
     for key in draw(st.sets(st.sampled_from(["activate_output", "use_dropout", "optional_info"]))):
         if key != "activate_output" or state[key]:  # left out, it means True to the web UI
             del state[key]
+    odd_key = draw(st.sampled_from([None, None, "768", " 768", "-5", "²", "16x", 5.5, b"7"]))
+    if odd_key is not None:
+        state[odd_key] = ({}, {})
     if draw(st.booleans()):
         state[8] = tuple(dict(reversed(weights.items())) for weights in state[8])
     return state
@@ -193,7 +196,7 @@ def _bias(value):
 ODD = {
     "reserved-name": ("None", lambda _: None, "the name None"),
     "name-inside": ("other", lambda state: state.update(name="one"), "called 'one' inside"),
-    "text-width": ("net", lambda state: state.update({"768": state[8]}), "stored as text"),
+    "text-width": ("net", lambda state: state.update({"768": state[8]}), "('768') are no ints"),
     "odd-storage": ("net", lambda state: state.update(x=torch.zeros(1).byte().bool()), "Bool"),
     "dtype-object": ("net", lambda state: state.update(dtype=torch.float32), "torch.float32"),
     "too-large": ("net", _bias(1e6), "half precision"),
