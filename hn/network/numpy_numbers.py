@@ -7,6 +7,8 @@ Nothing of numpy runs on what a file says: each becomes Python's own number, or 
 import struct
 from typing import Any
 
+from hn.errors import shown
+
 _CODES = {
     "b1": "?",
     "i1": "b",
@@ -25,9 +27,14 @@ _ORDERS = {"<": "<", ">": ">", "|": "<"}  # the last: of one byte, which has no 
 
 
 class Kind:
-    """What stands for a `numpy.dtype`: kind and size, such as `f8`; the order of bytes follows."""
+    """What stands for a `numpy.dtype`: kind and size, such as `f8`; the order of bytes follows.
+
+    Raises `ValueError` for texts and objects.
+    """
 
     def __init__(self, code: str, *_: Any) -> None:
+        if code not in _CODES:
+            raise ValueError(f"a numpy value of kind {shown(code)}")
         self.format = _CODES[code]
         self.order = "<"
 

@@ -67,12 +67,12 @@ def read(path: Path) -> Sidecar:
     content = container.read(path)
     state = content.get("optimizer_state_dict") if isinstance(content, dict) else None
     if not _is_state(state):
-        raise ModelError(f"{path} holds no optimizer state; the web UI writes it beside a .pt")
+        raise ModelError(f"{path} holds no optimizer state; the web UI writes it beside a .pt.")
     for number, values in state["state"].items():
         for name, value in values.items():
             fault = _fault(value)
             if fault is not None:
-                raise ModelError(f"{path}: {shown(name)} of parameter {shown(number)} {fault}")
+                raise ModelError(f"{path}: {shown(name)} of parameter {shown(number)} {fault}.")
     file_hash = content.get("hash")
     return Sidecar(
         optimizer_name=_word(content.get("optimizer_name") or "AdamW"),
@@ -100,7 +100,8 @@ def _is_state(state: Any) -> TypeGuard[dict[str, Any]]:
 def _fault(value: Any) -> str | None:
     if isinstance(value, Tensor):
         return tensor_fault(value) or (None if value.isfinite().all() else "holds NaN or infinity")
-    return None if value is None or isinstance(value, int | float) else f"is {shown(value)}"
+    plain = value is None or isinstance(value, int | float)
+    return None if plain else f"is {shown(value)}, neither a number nor a tensor"
 
 
 def to_bytes(sidecar: Sidecar) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hn.errors import OptionError, shown
+from hn.errors import ModelError, OptionError, shown
 from hn.network import sidecar
 from hn.network.sidecar import Sidecar
 
@@ -24,7 +24,7 @@ def find(path: Path, adopt: str, optimizer: str) -> Sidecar | None:
     """The state beside the `.pt` at `path`, if there is one to adopt for this `optimizer` class.
 
     Raises `OptionError` for one that does not belong to the file or is another optimizer's: a state
-    is never dropped without a word.
+    is never dropped without a word, and `ModelError` for one that cannot be read.
     """
     beside = sidecar.beside(path)
     if not beside.exists():
@@ -34,7 +34,10 @@ def find(path: Path, adopt: str, optimizer: str) -> Sidecar | None:
     if adopt == "never":
         print(f"{beside} is left alone, since adopt_optimizer is never")
         return None
-    found = sidecar.read(beside)
+    try:
+        found = sidecar.read(beside)
+    except ModelError as error:
+        raise ModelError(f"{error} adopt_optimizer = never trains without it.") from error
     file_hash = sidecar.short_hash(path)
     if adopt == "matching" and found.file_hash != file_hash:
         raise OptionError(

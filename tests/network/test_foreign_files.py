@@ -90,6 +90,13 @@ def test_numbers_of_numpy_2_are_refused_by_name(tmp_path):
     assert "add_safe_globals" not in str(caught.value)  # we advise nobody to trust it
 
 
+def test_a_text_of_numpy_is_refused_by_its_kind(tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(repacked(saved(stored(name=np.str_("net"))), by_numpy_1))
+    with pytest.raises(ModelError, match=r"net\.pt was refused.*a numpy value of kind 'U3'"):
+        hn.load(path)
+
+
 LIES = {
     "too long for it": (b"X\x02\x00\x00\x00i8", b"X\x02\x00\x00\x00i4"),
     "no kind of number": (b"X\x02\x00\x00\x00i8", b"X\x02\x00\x00\x00O8"),

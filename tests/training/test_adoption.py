@@ -200,7 +200,9 @@ def test_a_state_that_lacks_what_is_asked_for_is_refused(halfway, go_on, capsys)
 def test_a_spoilt_state_file_is_refused(halfway, go_on, capsys):
     sidecar.beside(halfway).write_text("<html>")
     assert go_on(halfway) == 4
-    assert "run-3.pt.optim is not a .pt file: it is a web page" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "run-3.pt.optim is not a .pt file: it is a web page" in error
+    assert "adopt_optimizer = never trains without it" in error
 
 
 def test_always_needs_a_state(halfway, go_on, capsys):
