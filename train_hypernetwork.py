@@ -22,12 +22,10 @@ from accelerate import Accelerator
 from hn import build, launch, rng
 from hn.config import Config
 from hn.data.cache.contexts import Contexts
-from hn.diffusion import objective
 from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
 from hn.evaluation.heldout import Heldout
 from hn.training import optimizers
-from hn.training.guard import Guard
 from hn.training.preview import Preview
 from hn.training.signals import Stop
 from hn.training.status import Status, resume_command
@@ -40,6 +38,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     start = build.build_start(config, accelerator)
     datasets = build.build_datasets(config, accelerator)
     base = build.build_base_model(config, accelerator)
+    objective = build.build_objective(config, accelerator, base)
     hypernetwork = build.build_hypernetwork(config, base, start)
     cache = build.build_cache(config)
     contexts = Contexts(base, cache.store)
@@ -51,8 +50,10 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     optimizer = build.build_optimizer(config, hypernetwork, start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
-    guard = Guard(accelerator, hypernetwork, config.optimizer.clip_grad_mode, clip_bounds)
-    reporter = build.build_reporter(config, accelerator, status.folder, state, batches, rates.end)
+    guard = build.build_guard(config, accelerator, hypernetwork, clip_bounds)
+    reporter = build.build_reporter(
+        config, accelerator, status.folder, state, batches, guard, rates.end
+    )
     preview = Preview(
         accelerator, painter, plain.attachment, config.validation, status.folder, reporter
     )
@@ -61,21 +62,22 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
 
     hypernetwork.train()
     while state.step < rates.end and not stop.requested():
-        rate = rates.rate(state.step)
-        optimizers.set_rate(optimizer, rate)
+        rate = optimizers.set_rate(optimizer, rates.rate(state.step))
         for batch in batches.at(state.step):
             with accelerator.accumulate(denoiser):
-                problem = build.build_problem(config, base, batch)
+                problem = objective.draw(batch.latents, batch.step, batch.slots, batch.loss_weights)
                 rng.seed_layers(config.training.seed, batch.step, batch.slots[0])
-                prediction = denoiser(problem.noisy, problem.timesteps, Condition(batch.context))
-                loss = objective.loss(prediction, problem)
+                prediction, residual = denoiser(
+                    problem.noisy, problem.timesteps, Condition(batch.context)
+                )
+                loss = objective.loss(prediction, problem, residual)
                 accelerator.backward(loss)
                 reporter.add(loss)
         norm = guard.clip(state.step)
         optimizer.step()
-        guard.count_skipped(optimizer.step_was_skipped, state.step)
+        guard.check(optimizer.step_was_skipped, state.step)
         optimizer.zero_grad()
-        state.step += 1
+        state.advance()
         reporter(state, rate, norm)
         preview(state)
         heldout(state)
@@ -107,8 +109,8 @@ def print_summary(status: Status, heldout: Heldout) -> None:
     print(f"numbers        {folder / 'metrics.jsonl'}, {folder / 'hypernetwork_loss.csv'}")
     if (folder / "tensorboard").exists():
         print(f"curves         tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}")
-    if heldout.last is not None:
-        print(f"held-out loss  {heldout.last}")
+    for name, comparison in heldout.last.items():
+        print(f"held-out loss  {name + ': ' if name else ''}{comparison}")
 
 
 def main(config: Config) -> int:

@@ -5,15 +5,14 @@ import copy
 import pytest
 import torch
 
-from hn import rng
-from hn.config import DataConfig
+from hn.config import DataConfig, ObjectiveConfig
 from hn.data.batches import Batches, Layout
 from hn.data.cache.contexts import Contexts
 from hn.data.pictures.images import load_examples
 from hn.data.words.prompts import Prompts
-from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.objective import Objective
 from hn.network.module import Hypernetwork
 from tests import caches
 
@@ -26,13 +25,13 @@ def _state(base: BaseModel) -> dict[str, torch.Tensor]:
 def _two_steps(base, batches, denoiser):
     """Two AdamW steps; the gradients of the second."""
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3)
+    objective = Objective(ObjectiveConfig(), base.alphas_cumprod, base.prediction)
     for step in range(2):
         optimizer.zero_grad()
         (batch,) = batches.at(step)
-        generators = [rng.generator(0, "noise", step, slot) for slot in batch.slots]
-        problem = objective.noised(batch.latents, generators, base.alphas_cumprod, base.prediction)
-        prediction = denoiser(problem.noisy, problem.timesteps, Condition(batch.context))
-        objective.loss_per_sample(prediction, problem.target).mean().backward()
+        problem = objective.draw(batch.latents, step, batch.slots)
+        prediction, residual = denoiser(problem.noisy, problem.timesteps, Condition(batch.context))
+        objective.loss(prediction, problem, residual).backward()
         optimizer.step()
 
 

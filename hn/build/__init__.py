@@ -1,15 +1,25 @@
 """The objects of a run, each made from its section of the settings by one `build_` function."""
 
 from hn.build.cached import build_cached
-from hn.build.models import build_base_model, build_denoiser, build_painter
+from hn.build.models import (
+    build_base_model,
+    build_denoiser,
+    build_objective,
+    build_painter,
+)
 from hn.build.pictures import (
     build_batches,
     build_cache,
     build_datasets,
     build_held_out,
-    build_problem,
 )
-from hn.build.run import build_checkpoints, build_reporter, build_schedules, build_state
+from hn.build.run import (
+    build_checkpoints,
+    build_guard,
+    build_reporter,
+    build_schedules,
+    build_state,
+)
 from hn.build.start import build_hypernetwork, build_optimizer, build_start
 
 __all__ = [
@@ -20,11 +30,12 @@ __all__ = [
     "build_checkpoints",
     "build_datasets",
     "build_denoiser",
+    "build_guard",
     "build_held_out",
     "build_hypernetwork",
+    "build_objective",
     "build_optimizer",
     "build_painter",
-    "build_problem",
     "build_reporter",
     "build_schedules",
     "build_start",

@@ -3,10 +3,12 @@
 import torch
 from accelerate import Accelerator
 
+from hn.build.processes import build_layout
 from hn.config import Config
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
+from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
 from hn.network.module import Hypernetwork
 
@@ -34,6 +36,19 @@ def build_denoiser(config: Config, base: BaseModel, hypernetwork: Hypernetwork) 
         hypernetwork,
         gradient_checkpointing=config.training.gradient_checkpointing,
         kernel="xformers" if xformers else "sdpa",
+        note_residuals=config.objective.residual_penalty > 0,
+    )
+
+
+def build_objective(config: Config, accelerator: Accelerator, base: BaseModel) -> Objective:
+    """What is learnt; refused if it names timesteps that the base model lacks."""
+    return Objective(
+        config.objective,
+        base.alphas_cumprod,
+        base.prediction,
+        seed=config.training.seed,
+        global_batch=build_layout(config, accelerator).global_batch,
+        device=base.device,
     )
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hn import rng
 from hn.build.processes import build_layout, build_workers
 from hn.build.prompts import build_prompts, encode_prompts
 from hn.build.streams import build_stream, build_streamed_batches
 from hn.config import Config
-from hn.data.batches import Batch, Batches
+from hn.data.batches import Batches
 from hn.data.cache.caching import Cache, cache_pictures
 from hn.data.cache.contexts import Contexts
 from hn.data.cache.encoding import Encoder
@@ -29,7 +28,6 @@ from hn.data.streaming.batches import StreamedBatches
 from hn.data.streaming.stream import Stream
 from hn.data.words.captions import load_template
 from hn.data.words.prompts import check_captions
-from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.layout import check_layout
 from hn.evaluation.heldout import Pictures
@@ -179,20 +177,6 @@ def build_held_out(
         prompts,
         contexts,
     )
-
-
-def build_problem(config: Config, base: BaseModel, batch: Batch) -> objective.Noised:
-    """Noise, timesteps, target and weights of a micro-batch, on the device."""
-    seed = config.training.seed
-    return objective.noised(
-        batch.latents,
-        [rng.generator(seed, "noise", batch.step, slot) for slot in batch.slots],
-        base.alphas_cumprod,
-        base.prediction,
-        snr_gamma=config.objective.snr_gamma,
-        noise_offset=config.objective.noise_offset,
-        loss_weights=batch.loss_weights,
-    ).to(base.device)
 
 
 def _report_sizes(config: Config, index: Index, folder: Path | None) -> None:

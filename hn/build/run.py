@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,8 +14,10 @@ from hn.data.batches import Batches
 from hn.data.cache import changes
 from hn.data.streaming.batches import StreamedBatches
 from hn.errors import OptionError
+from hn.limits.learning import is_schedule_free
 from hn.network.module import Hypernetwork
 from hn.training import schedule
+from hn.training.averages import Averages, Ema, ScheduleFree, View
 from hn.training.checkpoint import Checkpoints, TrainingState, find, restore
 from hn.training.guard import Guard
 from hn.training.reporter import Reporter
@@ -35,6 +38,34 @@ def build_schedules(config: Config) -> tuple[schedule.Schedule, schedule.Schedul
     return rates, bounds
 
 
+def build_guard(
+    config: Config,
+    accelerator: Accelerator,
+    hypernetwork: Hypernetwork,
+    clip_bounds: schedule.Schedule,
+) -> Guard:
+    """What keeps gradient and weights in bounds."""
+    optimizer = config.optimizer
+    return Guard(
+        accelerator,
+        hypernetwork,
+        optimizer.clip_grad_mode,
+        clip_bounds,
+        max_weight_norm=optimizer.max_weight_norm,
+    )
+
+
+def build_averages(
+    config: Config, hypernetwork: Hypernetwork, optimizer: torch.optim.Optimizer
+) -> Averages:
+    """The weights to look at: those trained, or what the optimizer makes of them; their average."""
+    if is_schedule_free(config.optimizer.optimizer):
+        return Averages([ScheduleFree(hypernetwork, optimizer)])
+    if config.training.use_ema:
+        return Averages([View(), Ema(hypernetwork, config.training.ema_decay)])
+    return Averages()
+
+
 def build_state(
     config: Config,
     accelerator: Accelerator,
@@ -44,8 +75,36 @@ def build_state(
     status: Status,
 ) -> TrainingState:
     """The state at the start, or that of the checkpoint to resume from."""
+    state = TrainingState(
+        hypernetwork,
+        optimizer,
+        hypernetwork.provenance.step,
+        accelerator.scaler,
+        fingerprint=_fingerprint(config, accelerator, hypernetwork, batches),
+        stream=batches if isinstance(batches, StreamedBatches) else None,
+        averages=build_averages(config, hypernetwork, optimizer),
+    )
+    which = config.output.resume_from_checkpoint
+    if which is not None:
+        path = find(status.folder / "checkpoints", which)
+        with _changes_named(status.folder, batches):
+            restore(path, state, accelerator.process_index)
+        accelerator.print(f"resumed from {path} at step {state.step}")
+    elif isinstance(batches, Batches) and accelerator.is_main_process:
+        changes.keep(batches.index, status.folder)
+    status.state = state
+    return state
+
+
+def _fingerprint(
+    config: Config,
+    accelerator: Accelerator,
+    hypernetwork: Hypernetwork,
+    batches: Batches | StreamedBatches,
+) -> dict[str, Any]:
+    """What makes the run what it is. Rates, bounds and the number of steps may change."""
     training, data = config.training, config.data
-    fingerprint = {
+    return {
         "base_model": Path(config.model.pretrained_model_name_or_path).name,
         "prompt_syntax": config.model.prompt_syntax,
         "clip_skip": config.model.clip_skip,
@@ -64,25 +123,14 @@ def build_state(
             if not key.endswith(("_dir", "_folders", "_name", "_column"))
             if key != "vae_batch_size"
         },
+        **asdict(config.objective),
+        # of the optimizer, what its saved state holds: that would win without a word
+        **{
+            key: getattr(config.optimizer, key)
+            for key in ("optimizer", "optimizer_args", "use_8bit_adam", "width_learning_rates")
+        },
+        "use_ema": training.use_ema,
     }
-    state = TrainingState(
-        hypernetwork,
-        optimizer,
-        hypernetwork.provenance.step,
-        accelerator.scaler,
-        fingerprint=fingerprint,
-        stream=batches if isinstance(batches, StreamedBatches) else None,
-    )
-    which = config.output.resume_from_checkpoint
-    if which is not None:
-        path = find(status.folder / "checkpoints", which)
-        with _changes_named(status.folder, batches):
-            restore(path, state, accelerator.process_index)
-        accelerator.print(f"resumed from {path} at step {state.step}")
-    elif isinstance(batches, Batches) and accelerator.is_main_process:
-        changes.keep(batches.index, status.folder)
-    status.state = state
-    return state
 
 
 @contextmanager
@@ -103,6 +151,7 @@ def build_reporter(
     folder: Path,
     state: TrainingState,
     batches: Batches | StreamedBatches,
+    guard: Guard,
     last_step: int,
 ) -> Reporter:
     """Progress bar, files and trackers."""
@@ -112,6 +161,7 @@ def build_reporter(
         if isinstance(values, dict)
         for key, value in values.items()
     }
+    counts = batches.counts if isinstance(batches, StreamedBatches) else dict
     accelerator.init_trackers("tensorboard", config=settings)
     return Reporter(
         accelerator,
@@ -121,7 +171,7 @@ def build_reporter(
         last_step=last_step,
         pictures=batches.pictures,
         global_batch=batches.layout.global_batch,
-        counts=batches.counts if isinstance(batches, StreamedBatches) else dict,
+        counts=lambda: {**counts(), **guard.counts()},
     )
 
 

@@ -1,6 +1,6 @@
 """Where training starts from: a file with its optimizer state, or a new hypernetwork."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -36,6 +36,8 @@ def build_start(config: Config, accelerator: Accelerator) -> Start:
 
     Before pictures and base model, so that nobody trains for hours what their host cannot run.
     """
+    if (remark := optimizers.remark(config.optimizer)) is not None:
+        accelerator.print(remark)
     start = _read(config)
     if start.hypernetwork is not None:
         step, beside = start.hypernetwork.provenance.step, start.optimizer is not None
@@ -76,7 +78,7 @@ def build_optimizer(
     config: Config, hypernetwork: Hypernetwork, start: Start, rate: float
 ) -> torch.optim.Optimizer:
     """The optimizer, with the adopted state if there is one."""
-    optimizer = optimizers.build_optimizer(hypernetwork.parameters(), config.optimizer, rate)
+    optimizer = optimizers.build_optimizer(hypernetwork, config.optimizer, rate)
     if start.optimizer is not None:
         adoption.adopt(optimizer, start.optimizer)
     return optimizer
@@ -142,5 +144,17 @@ def _info(config: Config) -> str:
     return (
         f"trained with hn {__version__}: {optimizer.optimizer}, rate {optimizer.learning_rate}, "
         f"batch {training.train_batch_size} x {training.gradient_accumulation_steps}, seed "
-        f"{training.seed}"
+        f"{training.seed}{_changed(config)}"
     )
+
+
+def _changed(config: Config) -> str:
+    """The settings of the objective and of averages that are not as they are by default."""
+    changed = {
+        name: value
+        for section in (config.objective, config.training)
+        for name, value in asdict(section).items()
+        if section is config.objective or name in ("use_ema", "ema_decay")
+        if value != getattr(type(section)(), name)
+    }
+    return "".join(f", {name} {value}" for name, value in changed.items())

@@ -64,10 +64,41 @@ class NetworkConfig:
 class ObjectiveConfig:
     """The loss."""
 
+    loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = "l2"
+    """Distance of prediction and target: squared, absolute, or squared near and linear far off
+    (huber is as l2 near, smooth_l1 as twice l1 far off), so that odd pictures pull less."""
+    huber_c: float = 0.1
+    """Where huber and smooth_l1 turn linear, in standard deviations of the noise."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    """huber_c at every timestep, or falling to it from 1 with the timestep or with the SNR."""
+    loss_weighting: Literal["none", "min_snr", "soft_min_snr", "debiased"] | None = None
+    """How much each timestep counts; not given: min_snr if snr_gamma is given, else none."""
     snr_gamma: float | None = None
-    """Min-SNR weighting; 5 is usual."""
+    """Bound of min_snr and soft_min_snr; 5 is usual, and taken if it is not given."""
+    timestep_range: tuple[int, ...] = ()
+    """Learn the timesteps from the first of these up to the second, which is left out, such as
+    0 500; none given: all of them."""
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    """How often each is learnt: the same, or the middle more often."""
+    logit_mean: float = 0.0
+    """Of logit_normal: below 0 less noise is learnt more often, above 0 more noise."""
+    logit_std: float = 1.0
+    """Of logit_normal: the smaller, the fewer timesteps of the ends."""
+    stratified_timesteps: bool = False
+    """Spread the timesteps of a step evenly over its pictures, those of all processes: the loss
+    jumps less."""
     noise_offset: float = 0.0
     """Per-channel constant added to the noise; 0.05 to 0.1 is usual."""
+    multires_noise_iterations: int = 0
+    """Add noise of so many coarser resolutions, for very dark and very bright pictures; 6 to 10 is
+    usual, 0 is off."""
+    multires_noise_discount: float = 0.3
+    """How much each coarser resolution adds of the one before; 0.1 to 0.3 is usual."""
+    input_perturbation: float = 0.0
+    """Noise on the noise, which is not to be predicted; 0.1 is usual."""
+    residual_penalty: float = 0.0
+    """Times the mean of (norm(mlp(x)) / norm(x)) squared over all modules, added to the loss: holds
+    the change of the contexts down, where pictures burn at strength 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +106,16 @@ class OptimizerConfig:
     """Optimizer, learning rate, clipping."""
 
     optimizer: str = "AdamW"
-    """A class of torch.optim, or any importable package.Class."""
+    """A class of torch.optim, or any importable package.Class, such as prodigyopt.Prodigy,
+    schedulefree.AdamWScheduleFree, lion_pytorch.Lion, bitsandbytes.optim.Lion8bit."""
     optimizer_args: tuple[str, ...] = ()
     """Its arguments as name=value, such as weight_decay=0.1 betas=(0.9,0.99)."""
     use_8bit_adam: bool = False
     """AdamW with 8-bit states (bitsandbytes)."""
     learning_rate: str = "1e-5"
     """A number, or the web UI's stages: "5e-5:150, 2e-5:500, 1e-5" (rate:until that step)."""
+    width_learning_rates: tuple[str, ...] = ()
+    """Factors of the rate by context width, such as 768=1 320=0.5; a width not named has 1."""
     lr_scheduler: Literal["constant", "cosine"] = "constant"
     """What the rate is multiplied with over the run."""
     lr_warmup_steps: int = 0
@@ -90,6 +124,8 @@ class OptimizerConfig:
     """Clip the true (unscaled) gradient's norm, each of its values, or nothing."""
     clip_grad_value: str = "1.0"
     """The bound; a number or stages, as learning_rate."""
+    max_weight_norm: float | None = None
+    """After each step, scale every weight matrix whose norm is above this back to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +142,10 @@ class TrainingConfig:
     """Precision of the frozen model and of the computation; not given: what accelerate launch says.
     The
     hypernetwork's weights are always float32."""
+    use_ema: bool = False
+    """Also keep an average of the weights: saved as <name>-ema, drawn and measured beside them."""
+    ema_decay: float = 0.999
+    """How slowly the average forgets; it begins lower, and rises to this with the steps."""
     gradient_checkpointing: bool = False
     """Less memory for more time: compute activations again in the backward pass."""
     seed: int = 0

@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hn.diffusion.attention import Attachment, Kernel, attach
+from hn.diffusion.residuals import Residuals
 from hn.network.module import Hypernetwork
 
 
@@ -35,9 +36,11 @@ class Denoiser(nn.Module):
         gradient_checkpointing: bool = False,
         kernel: Kernel = "sdpa",
         transform_once: bool = True,
+        note_residuals: bool = False,
     ) -> None:
         super().__init__()
         self.hypernetwork = hypernetwork
+        self._residuals = Residuals(hypernetwork) if note_residuals else None
         unet.requires_grad_(False)
         if gradient_checkpointing:
             # diffusers' kind is non-reentrant; the other one lets no gradient through here.
@@ -58,8 +61,21 @@ class Denoiser(nn.Module):
         """The attachment of the hypernetwork to the UNet."""
         return self._frozen[1]
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """Prediction (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,)."""
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """Prediction (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,), and residual.
+
+        The residual, a scalar, is the mean squared residual ratio; 0 where it is not noted. It is
+        returned, and not kept, because every wrapper looks for gradients in what is returned.
+        """
+        if self._residuals is None or not self.hypernetwork.training:
+            return self._predict(noisy, timesteps, condition), noisy.new_zeros(())
+        with self._residuals.noted():
+            prediction = self._predict(noisy, timesteps, condition)
+        return prediction, self._residuals.mean()
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         dtype = self.unet.dtype
         return self.unet(
             noisy.to(dtype),

@@ -86,7 +86,7 @@ class Heldout:
         self._every = config.validation.validation_steps
         self._measured_step = -1
         self._base_losses: Tensor | None = None
-        self.last: Comparison | None = None
+        self.last: dict[str, Comparison] = {}  # by the name of the view
 
     def __call__(self, state: TrainingState) -> None:
         """Measure if this step is due."""
@@ -94,22 +94,27 @@ class Heldout:
             self.measure(state)
 
     def measure(self, state: TrainingState) -> None:
-        """Compare strength 1 with strength 0 and report it, unless this step was measured."""
+        """Compare strength 1 with strength 0 and report it, unless this step was measured.
+
+        An average of the weights is measured beside them, on the same draws.
+        """
         if self._pictures is None or self._measured_step == state.step:
             return
         self._measured_step = state.step
-        losses = self._losses(self._pictures, 1.0)
         if self._base_losses is None:
             self._base_losses = self._losses(self._pictures, 0.0)
-        difference = losses - self._base_losses
-        error = float(difference.std() / len(difference) ** 0.5)
-        self.last = Comparison(float(losses.mean()), float(self._base_losses.mean()), error)
-        values = {
-            "heldout_loss": self.last.loss,
-            "heldout_base_loss": self.last.base_loss,
-            "heldout_gain": self.last.gain,
-            "heldout_difference_error": error,
-        }
+        values = {"heldout_base_loss": float(self._base_losses.mean())}
+        for view in state.averages:
+            with view.applied():
+                losses = self._losses(self._pictures, 1.0)
+            found = _compare(losses, self._base_losses)
+            stem = f"heldout{view.tail}".replace("-", "_")
+            values |= {
+                f"{stem}_loss": found.loss,
+                f"{stem}_gain": found.gain,
+                f"{stem}_difference_error": found.difference_error,
+            }
+            self.last[view.name] = found
         self._reporter.scalars(values, state.step)
 
     @torch.no_grad()
@@ -136,7 +141,14 @@ class Heldout:
         noisy = objective.add_noise(latents, noise, timesteps, alphas)
         target = objective.target(latents, noise, timesteps, alphas, self._base.prediction)
         condition = Condition(pictures.contexts.stack([pictures.prompts[it] for it in numbers]))
-        prediction = self._denoiser(noisy.to(device), timesteps.to(device), condition)
+        prediction, _ = self._denoiser(noisy.to(device), timesteps.to(device), condition)
         weights = pictures.loss_weights
         chosen = None if weights is None else torch.stack([weights[it] for it in numbers])
         return objective.loss_per_sample(prediction.cpu(), target, chosen)
+
+
+def _compare(losses: Tensor, base_losses: Tensor) -> Comparison:
+    """Of losses (N * DRAWS,) on the same draws."""
+    difference = losses - base_losses
+    error = float(difference.std() / len(difference) ** 0.5)
+    return Comparison(float(losses.mean()), float(base_losses.mean()), error)

@@ -9,6 +9,7 @@ from hn.network.module import Hypernetwork
 from hn.network.portability import mended
 from hn.network.sidecar import Sidecar
 from hn.storage import write_bytes
+from hn.training.optimizers import as_one_group
 
 
 def shared(net: Hypernetwork) -> Contents:
@@ -22,7 +23,8 @@ def write(
     """Write `<stem>.safetensors`, `<stem>.pt` and, with an `optimizer_name`, `<stem>.pt.optim`.
 
     The sidecar comes last and carries the hash of the finished `.pt`: so the web UI accepts it, at
-    every step. Raises `StorageError`.
+    every step. Its state is that of one group, which is all that the web UI loads one into. Raises
+    `StorageError`.
     """
     contents = shared(net)
     pt = stem.with_name(f"{stem.name}.pt")
@@ -30,6 +32,8 @@ def write(
     files.write(contents, pt)
     if optimizer_name is not None:
         state = Sidecar(
-            optimizer_name=optimizer_name, file_hash=sidecar.short_hash(pt), state=optimizer_state
+            optimizer_name=optimizer_name,
+            file_hash=sidecar.short_hash(pt),
+            state=as_one_group(optimizer_state),
         )
         write_bytes(sidecar.beside(pt), sidecar.to_bytes(state))

@@ -1,7 +1,8 @@
 """Checkpoints: `checkpoints/step-00001000/`, whole or absent.
 
-    <name>-1000.safetensors, .pt    the artifact: what users share
+    <name>-1000.safetensors, .pt    the artifact: what users share; of an average <name>-1000-ema
     resume/optimizer.safetensors    what only we read: the optimizer's tensors,
+    resume/averages.safetensors     those of averages of the weights, if there are any,
     state.json                      and everything else, such as the dropout in training, and where
                                     in a stream each process is
     MANIFEST.json                   size and SHA-256 of every file, written last
@@ -31,11 +32,13 @@ from hn.network.files import load as load_hypernetwork
 from hn.network.module import Hypernetwork
 from hn.storage import sync_folder, write_bytes
 from hn.training import artifacts
+from hn.training.averages import Averages
 from hn.training.trees import flatten, unflatten
 
 PREFIX = "step-"
 MANIFEST = "MANIFEST.json"
 OPTIMIZER = "resume/optimizer.safetensors"
+AVERAGES = "resume/averages.safetensors"
 
 
 class Resumable(Protocol):
@@ -64,6 +67,12 @@ class TrainingState:
     scaler: torch.amp.GradScaler | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
     stream: Resumable | None = None
+    averages: Averages = field(default_factory=Averages)
+
+    def advance(self) -> None:
+        """Count a finished step, and take it into the averages."""
+        self.step += 1
+        self.averages.update()
 
 
 class Checkpoints:
@@ -110,12 +119,7 @@ class Checkpoints:
     def publish(self, state: TrainingState, folder: Path) -> None:
         """Put the finished artifact into the run's folder."""
         if self._accelerator.is_main_process:
-            artifacts.write(
-                state.hypernetwork,
-                folder / self._name,
-                self._optimizer_name,
-                state.optimizer.state_dict(),
-            )
+            _write_artifacts(state, folder / self._name, self._optimizer_name)
 
     def _rotate(self) -> None:
         """Remove the oldest valid checkpoints beyond the limit, of which at least 2 stay."""
@@ -140,11 +144,12 @@ def write_checkpoint(
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        optimizer_state = state.optimizer.state_dict()
         stem = f"{name}-{state.step}"  # of its own: the web UI remembers files by the name inside
-        artifacts.write(state.hypernetwork, temporary / stem, optimizer_name, optimizer_state)
-        description, tensors = flatten(optimizer_state)
+        _write_artifacts(state, temporary / stem, optimizer_name)
+        description, tensors = flatten(state.optimizer.state_dict())
         write_bytes(temporary / OPTIMIZER, save(tensors))
+        if averages := state.averages.tensors():
+            write_bytes(temporary / AVERAGES, save(averages))
         _write_json(temporary / "state.json", _describe(state, stem, description, streams))
         _write_json(temporary / MANIFEST, manifest(temporary))
         sync_folder(temporary)
@@ -164,6 +169,19 @@ def write_checkpoint(
         raise StorageError(
             f"the checkpoint {path} reads back differently ({damage}): is the disk failing?"
         )
+
+
+def _write_artifacts(state: TrainingState, stem: Path, optimizer_name: str | None) -> None:
+    """The hypernetwork and its averages; the optimizer's state lies beside the first alone."""
+    optimizer_state = state.optimizer.state_dict()
+    for view in state.averages:
+        with view.applied():
+            artifacts.write(
+                state.hypernetwork,
+                stem.with_name(f"{stem.name}{view.tail}"),
+                None if view.name else optimizer_name,
+                optimizer_state,
+            )
 
 
 def _set_aside(path: Path) -> Path:
@@ -187,6 +205,8 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
     net = load_hypernetwork(path / f"{saved['artifact']}.safetensors")
     state.hypernetwork.take_weights(net)
     state.hypernetwork.describe(step=saved["step"])
+    if (path / AVERAGES).exists():
+        state.averages.restore(load_file(path / AVERAGES))
     state.optimizer.load_state_dict(unflatten(saved["optimizer"], load_file(path / OPTIMIZER)))
     if state.scaler is not None and saved["scaler"] is not None:
         state.scaler.load_state_dict(saved["scaler"])

@@ -1,4 +1,4 @@
-"""Keeps the gradient in bounds and out of it what is not a number."""
+"""Keeps gradient and weights in bounds, and out of them what is not a number."""
 
 import math
 
@@ -23,13 +23,23 @@ class Guard:
     With float16's loss scaling single overflows are normal: the scaler skips those steps.
     """
 
-    def __init__(self, accelerator: Accelerator, model: Module, mode: str, bound: Schedule) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: Module,
+        mode: str,
+        bound: Schedule,
+        *,
+        max_weight_norm: float | None = None,
+    ) -> None:
         self._accelerator = accelerator
         self._parameters = [
             parameter for parameter in model.parameters() if parameter.requires_grad
         ]
         self._mode = mode
         self._bound = bound
+        self._max_weight_norm = max_weight_norm
+        self._capped: Tensor | None = None  # on the device
         self._skipped = 0
         self._unconfirmed: _Reading | None = None
 
@@ -54,6 +64,13 @@ class Guard:
             torch.nn.utils.clip_grad_value_(self._parameters, bound)
         return norm
 
+    def counts(self) -> dict[str, int]:
+        """How often a matrix was scaled back since the start, told by the main process alone."""
+        if self._max_weight_norm is None:
+            return {}
+        told = self._capped if self._accelerator.is_main_process else None
+        return {"capped_weights": 0 if told is None else int(told)}  # GPU sync
+
     def confirm(self) -> None:
         """Raise `NumericsError` if the last gradient was not finite."""
         reading, self._unconfirmed = self._unconfirmed, None
@@ -64,8 +81,11 @@ class Guard:
                 "bf16 or no."
             )
 
-    def count_skipped(self, skipped: bool, step: int) -> None:
-        """Count steps that the scaler skipped. Raises `NumericsError` after many in a row."""
+    def check(self, skipped: bool, step: int) -> None:
+        """Hold the weights in bounds after a step, and count one that the scaler skipped.
+
+        Raises `NumericsError` after many of these in a row.
+        """
         self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped >= MAX_SKIPPED:
             raise NumericsError(
@@ -73,6 +93,22 @@ class Guard:
                 "mixed_precision bf16 or no, or a lower learning_rate; the last checkpoint is "
                 "intact."
             )
+        if self._max_weight_norm is not None:
+            self._cap_weights(self._max_weight_norm)
+
+    @torch.no_grad()
+    def _cap_weights(self, bound: float) -> None:
+        """Scale every weight matrix whose norm is above the bound back to it.
+
+        (As `scale_weight_norms` of kohya's scripts does with LoRA.) Biases and LayerNorm's factors
+        are left alone. Nothing waits for the device.
+        """
+        matrices: list[Tensor] = [p for p in self._parameters if p.dim() == 2]
+        norms = torch.stack(torch._foreach_norm(matrices))
+        factors = (bound / norms).clamp(max=1)
+        torch._foreach_mul_(matrices, list(factors))
+        capped = (factors < 1).sum()
+        self._capped = capped if self._capped is None else self._capped + capped
 
 
 class _Reading:

@@ -1,23 +1,31 @@
 """Optimizers by name: any class of torch.optim, AdamW8bit, or any importable `package.Class`."""
 
 import ast
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch.nn import Parameter
 
 from hn.config import OptimizerConfig
 from hn.errors import OptionError
+from hn.limits.learning import finds_its_rate, parse_width_rates
+from hn.network.module import Hypernetwork
+from hn.training.schedule import parse
+
+RATE_FACTOR = "rate_factor"  # in a group of an optimizer: what the rate of a step is multiplied by
+LEAST_FACTOR = 0.1  # a learning_rate below is meant for an optimizer that does not find its rate
+EXTRA = ("prodigyopt", "schedulefree", "lion_pytorch")  # packages of the extra `optimizers`
 
 
 def build_optimizer(
-    parameters: Iterable[Parameter], config: OptimizerConfig, rate: float
+    hypernetwork: Hypernetwork, config: OptimizerConfig, rate: float
 ) -> torch.optim.Optimizer:
-    """Make the optimizer. Raises `OptionError` for an unknown class or argument."""
+    """Make the optimizer. Raises `OptionError` for an unknown class, argument or width."""
     cls: Any = _eight_bit_adam() if config.use_8bit_adam else find_class(config.optimizer)
     arguments = parse_arguments(config.optimizer_args)
+    parameters = _groups(hypernetwork, parse_width_rates(config.width_learning_rates))
     try:
         return cls(parameters, lr=rate, **arguments)
     except (TypeError, ValueError) as error:
@@ -32,9 +40,15 @@ def find_class(name: str) -> type[torch.optim.Optimizer]:
     try:
         cls = getattr(import_module(package or "torch.optim"), cls_name)
     except (ImportError, AttributeError) as error:
+        missing = isinstance(error, ImportError) and package.partition(".")[0] in EXTRA
         raise OptionError(
-            f"optimizer '{name}' is not found ({error}). Give a class of torch.optim, such as "
-            "AdamW, or the dotted path of an installed one."
+            f"optimizer '{name}' is not found ({error}). "
+            + (
+                "Install its package: pip install -e '.[optimizers]'"
+                if missing
+                else "Give a class of torch.optim, such as AdamW, or the dotted path of an "
+                "installed one."
+            )
         ) from error
     if (
         not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer))
@@ -60,10 +74,48 @@ def parse_arguments(arguments: Iterable[str]) -> dict[str, Any]:
     return parsed
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all groups the rate of this step, also over one that a loaded state brought."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """Give all groups the rate of this step, times their factor, also over one that a loaded state
+    brought; returns the rate.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
+    return rate
+
+
+def as_one_group(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's `state_dict()` as that of one group with the rate of factor 1.
+
+    Groups are made of widths in the order of the parameters, so their numbers stay.
+    """
+    first, *others = state["param_groups"]
+    merged = {name: value for name, value in first.items() if name != RATE_FACTOR}
+    merged["lr"] = first["lr"] / first.get(RATE_FACTOR, 1.0)
+    merged["params"] = [number for group in (first, *others) for number in group["params"]]
+    return {**state, "param_groups": [merged]}
+
+
+def _groups(hypernetwork: Hypernetwork, factors: dict[int, float]) -> Any:
+    """The parameters; where widths have factors of the rate, in a group for each width."""
+    unknown = sorted(set(factors) - set(hypernetwork.dims))
+    if unknown:
+        raise OptionError(
+            f"width_learning_rates: the hypernetwork has no width {unknown[0]}; it has "
+            f"{' '.join(map(str, hypernetwork.dims))}"
+        )
+    if not factors:
+        return hypernetwork.parameters()
+    return [
+        {
+            "params": [
+                parameter
+                for side in "kv"
+                for parameter in hypernetwork.module(dim, side).parameters()
+            ],
+            RATE_FACTOR: factors.get(dim, 1.0),
+        }
+        for dim in hypernetwork.dims
+    ]
 
 
 def _eight_bit_adam() -> type[torch.optim.Optimizer]:
@@ -74,3 +126,15 @@ def _eight_bit_adam() -> type[torch.optim.Optimizer]:
             "use_8bit_adam needs the package bitsandbytes: pip install bitsandbytes"
         ) from error
     return AdamW8bit
+
+
+def remark(config: OptimizerConfig) -> str | None:
+    """What is odd about a rate, if anything is."""
+    if not finds_its_rate(config.optimizer):
+        return None
+    if max(stage.rate for stage in parse(config.learning_rate, sys.maxsize)) >= LEAST_FACTOR:
+        return None
+    return (
+        f"{config.optimizer} finds the rate by itself and multiplies it with learning_rate, for "
+        f"which 1 is usual; found {config.learning_rate}"
+    )

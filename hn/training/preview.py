@@ -1,4 +1,6 @@
-"""Previews: a grid of prompts x strengths, from the same noise every time."""
+"""Previews: a grid of prompts x strengths, from the same noise every time; of an average of the
+weights, too, if one is kept.
+"""
 
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from tqdm import tqdm
 from hn.config import ValidationConfig
 from hn.diffusion.attention import Attachment
 from hn.diffusion.pipeline import Painter, grid, save_picture
+from hn.training.averages import View
 from hn.training.checkpoint import TrainingState
 from hn.training.reporter import Reporter
 
@@ -45,19 +48,25 @@ class Preview:
         if self._painter is None or self._drawn_step == state.step:
             return
         self._drawn_step = state.step
-        strengths = self._config.validation_strengths
-        bar = tqdm(strengths, desc="preview", unit="strength", leave=False)
-        columns = [self._column(self._painter, strength) for strength in bar]
-        labels = [f"strength {strength:g}" for strength in strengths]
+        shown = [
+            (view, strength)
+            for view in state.averages
+            for strength in self._config.validation_strengths
+            if strength != 0 or not view.name  # the base model is the same for all
+        ]
+        bar = tqdm(shown, desc="preview", unit="strength", leave=False)
+        columns = [self._column(self._painter, view, strength) for view, strength in bar]
+        labels = [f"{view.name or 'strength'} {strength:g}" for view, strength in shown]
         picture = grid(list(zip(*columns, strict=True)), self._config.validation_prompt, labels)
         save_picture(picture, self._folder / f"step-{state.step:08d}.png")
         self._reporter.picture("preview", picture, state.step)
 
-    def _column(self, painter: Painter, strength: float) -> list[Image.Image]:
-        """One picture of each prompt at this strength."""
+    def _column(self, painter: Painter, view: View, strength: float) -> list[Image.Image]:
+        """One picture of each prompt with these weights at this strength."""
         if strength == 0 and self._without is not None:
             return self._without
-        with self._attachment.at_strength(strength), self._accelerator.autocast():
+        strong = self._attachment.at_strength(strength)
+        with view.applied(), strong, self._accelerator.autocast():
             pictures = painter.draw()
         if strength == 0:
             self._without = pictures

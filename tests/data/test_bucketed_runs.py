@@ -23,8 +23,8 @@ from hn.data.batches import Batch, Batches
 from hn.data.cache.contexts import Contexts
 from hn.data.pictures.decoding import survey
 from hn.data.pictures.images import examples_of, load_examples
-from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.objective import Objective
 from hn.evaluation import heldout
 from tests import runs, streamed, tiny
 
@@ -250,10 +250,11 @@ def test_each_picture_comes_as_often_as_its_folder_says(model, table, tmp_path, 
 
 def gradient(config: Config, base: BaseModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of a batch for some prediction, and its gradient with respect to that."""
-    problem = build.build_problem(config, base, batch)
+    objective = Objective(config.objective, base.alphas_cumprod, base.prediction)
+    problem = objective.draw(batch.latents, batch.step, batch.slots, batch.loss_weights)
     generator = torch.Generator().manual_seed(batch.step)
     prediction = torch.randn(problem.target.shape, generator=generator, requires_grad=True)
-    loss = objective.loss(prediction, problem)
+    loss = objective.loss(prediction, problem, torch.zeros(()))
     loss.backward()
     assert prediction.grad is not None
     return loss.detach(), prediction.grad

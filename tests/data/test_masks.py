@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hn import rng
-from hn.config import DataConfig
+from hn.config import DataConfig, ObjectiveConfig
 from hn.data.batches import Batches, Layout
 from hn.data.cache.contexts import Contexts
 from hn.data.pictures.checks import check_pictures
@@ -17,8 +16,8 @@ from hn.data.pictures.framing import mask_weights
 from hn.data.pictures.images import examples, load_examples
 from hn.data.pictures.masks import read_mask
 from hn.data.words.prompts import Prompts
-from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.objective import Noised, Objective
 from hn.errors import DataError
 from tests import caches, runs, tiny
 
@@ -285,7 +284,10 @@ def test_transparency_stays_laid_on_white_with_a_mask_file(base, tmp_path):
     assert torch.equal(plain, masked)
 
 
-def learnt_from(base, folder) -> tuple[objective.Noised, torch.Tensor]:
+NONE = torch.zeros(())  # no residual
+
+
+def learnt_from(base, folder) -> tuple[Objective, Noised, torch.Tensor]:
     """A problem of the folder's pictures as in a run, and which of its places count."""
     data = config(folder)
     dataset = load_examples(data)
@@ -293,24 +295,18 @@ def learnt_from(base, folder) -> tuple[objective.Noised, torch.Tensor]:
     latents = caches.encode(folder.parent / "cache", dataset, base, data)
     layout = Layout(batch_size=len(dataset), accumulation=1)
     (batch,) = Batches(latents, prompts, Contexts(base), layout, 0).at(0)
-    generators = [rng.generator(0, "noise", batch.step, slot) for slot in batch.slots]
-    problem = objective.noised(
-        batch.latents,
-        generators,
-        base.alphas_cumprod,
-        base.prediction,
-        loss_weights=batch.loss_weights,
-    )
+    objective = Objective(ObjectiveConfig(), base.alphas_cumprod, base.prediction)
+    problem = objective.draw(batch.latents, batch.step, batch.slots, batch.loss_weights)
     assert problem.loss_weights is not None
-    return problem, (problem.loss_weights > 0).expand_as(problem.target)
+    return objective, problem, (problem.loss_weights > 0).expand_as(problem.target)
 
 
 def test_what_is_masked_out_is_not_learnt_from(base, tmp_path):
     """Of the prediction no gradient, whatever the noise, and whatever stands there."""
-    problem, counts = learnt_from(base, make(tmp_path / "set"))
+    objective, problem, counts = learnt_from(base, make(tmp_path / "set"))
     assert 0.2 < counts.float().mean() < 0.8
     prediction = torch.randn_like(problem.target, requires_grad=True)
-    loss = objective.loss(prediction, problem)
+    loss = objective.loss(prediction, problem, NONE)
     loss.backward()
     assert prediction.grad is not None
     assert (prediction.grad[~counts] == 0).all()
@@ -319,9 +315,9 @@ def test_what_is_masked_out_is_not_learnt_from(base, tmp_path):
     corrupted = problem.target + 100 * torch.randn_like(problem.target) * ~counts
     elsewhere = prediction.detach() + 100 * ~counts
     problem.target.copy_(corrupted)
-    assert objective.loss(elsewhere, problem) == loss
+    assert objective.loss(elsewhere, problem, NONE) == loss
     problem.target.add_(counts)
-    assert objective.loss(elsewhere, problem) != loss
+    assert objective.loss(elsewhere, problem, NONE) != loss
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

@@ -145,7 +145,7 @@ def gradients(unet, net, **settings):
     net.train().zero_grad()
     denoiser = Denoiser(unet, net, **settings)
     noisy, timesteps, context = make_inputs()
-    out = denoiser(noisy, timesteps, Condition(context))
+    out, _ = denoiser(noisy, timesteps, Condition(context))
     loss = (out - noisy).square().mean()
     loss.backward()
     denoiser.attachment.detach()
@@ -213,7 +213,7 @@ def test_only_the_hypernetwork_is_trained(unet):
     net = make_net()
     denoiser = Denoiser(unet.requires_grad_(True), net)
     noisy, timesteps, context = make_inputs()
-    denoiser(noisy, timesteps, Condition(context)).square().sum().backward()
+    denoiser(noisy, timesteps, Condition(context))[0].square().sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in unet.parameters())
     assert {id(p) for p in denoiser.parameters()} == {id(p) for p in net.parameters()}
     assert set(denoiser.state_dict()) == {f"hypernetwork.{key}" for key in net.state_dict()}

@@ -1,10 +1,14 @@
-"""Noise, targets and weights against diffusers and against the papers' formulas."""
+"""Noise and targets against diffusers, and the problems they make."""
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from hn import rng
+from hn.config import ObjectiveConfig
 from hn.diffusion import objective
+from hn.diffusion.objective import Objective, sample_noise, timestep_weights
+from hn.errors import OptionError
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 ALPHAS = SCHEDULER.alphas_cumprod
@@ -86,46 +90,6 @@ def test_weights_of_one_are_no_weights_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_min_snr_weights_follow_the_paper(prediction, gamma):
-    weights = objective.min_snr_weights(TIMESTEPS, ALPHAS, prediction, gamma)
-    share = ALPHAS.double()[TIMESTEPS]
-    snr = share / (1 - share)
-    least = torch.minimum(snr, torch.tensor(gamma))
-    expected = least / snr if prediction == "epsilon" else least / (snr + 1)
-    torch.testing.assert_close(weights.double(), expected, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_min_snr_weights_the_error_of_the_clean_latents(prediction):
-    """Whatever is predicted, the weighted loss is min(SNR, gamma) times the error in latents."""
-    gamma = 5.0
-    alphas = ALPHAS.double()
-    latents, noise = (x.double() for x in pair())
-    noisy = objective.add_noise(latents, noise, TIMESTEPS, alphas)
-    target = objective.target(latents, noise, TIMESTEPS, alphas, prediction)
-    guess = target + 0.1 * torch.randn(target.shape, generator=generators(1)[0]).double()
-    share = alphas[TIMESTEPS].view(-1, 1, 1, 1)
-    signal, rest = share.sqrt(), (1 - share).sqrt()
-    if prediction == "epsilon":
-        clean = (noisy - rest * guess) / signal
-    else:
-        clean = signal * noisy - rest * guess
-    error = ((clean - latents) ** 2).mean((1, 2, 3))
-    snr = alphas[TIMESTEPS] / (1 - alphas[TIMESTEPS])
-    weighted = objective.min_snr_weights(TIMESTEPS, ALPHAS, prediction, gamma) * (
-        (guess - target) ** 2
-    ).mean((1, 2, 3))
-    torch.testing.assert_close(weighted, snr.clamp(max=gamma) * error, rtol=1e-4, atol=0)
-
-
-def test_without_gamma_all_weights_are_one():
-    assert torch.equal(
-        objective.min_snr_weights(TIMESTEPS, ALPHAS, "epsilon", None), torch.ones(len(TIMESTEPS))
-    )
-
-
 def test_noise_is_standard_normal():
     noise = objective.sample_noise((4, 16, 16), generators(64))
     assert noise.shape == (64, 4, 16, 16)
@@ -143,33 +107,81 @@ def test_the_noise_offset_is_one_constant_per_sample_and_channel():
     assert per_channel.std(1).min() > 0.001  # channels have their own
 
 
-def test_timesteps_are_uniform_over_all():
-    drawn = objective.sample_timesteps(10, generators(4000))
-    counts = drawn.bincount(minlength=10)
-    assert counts.shape == (10,)
-    assert counts.min() > 300
-    assert counts.max() < 500
+def make(prediction="epsilon", **settings):
+    batch = settings.pop("global_batch", 1)
+    return Objective(ObjectiveConfig(**settings), ALPHAS, prediction, seed=3, global_batch=batch)
 
 
-def test_a_sample_does_not_depend_on_its_neighbours():
-    latents = torch.randn(3, 4, 8, 8)
-    together = objective.noised(latents, generators(3), ALPHAS, "epsilon", noise_offset=0.1)
-    alone = objective.noised(
-        latents[2:], generators(1, seed=2), ALPHAS, "epsilon", noise_offset=0.1
-    )
+EVERYTHING = {
+    "noise_offset": 0.1,
+    "input_perturbation": 0.1,
+    "timestep_sampling": "logit_normal",
+    "stratified_timesteps": True,
+    "loss_type": "huber",
+    "loss_weighting": "soft_min_snr",
+}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, EVERYTHING, {"multires_noise_iterations": 4}], ids=["plain", "all", "multires"]
+)
+def test_a_sample_does_not_depend_on_its_neighbours(settings):
+    """So two processes draw what one with twice the accumulation would."""
+    latents = torch.randn(4, 4, 8, 8)
+    objective = make(global_batch=4, **settings)
+    together = objective.draw(latents, 7, [0, 1, 2, 3])
+    alone = objective.draw(latents[2:], 7, [2, 3])
     assert torch.equal(together.noisy[2:], alone.noisy)
+    assert torch.equal(together.target[2:], alone.target)
     assert torch.equal(together.timesteps[2:], alone.timesteps)
+    assert torch.equal(together.weights[2:], alone.weights)
+    assert not torch.equal(objective.draw(latents, 8, [0, 1, 2, 3]).noisy, together.noisy)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_noised_problem_fits_together(prediction):
     latents = torch.randn(5, 4, 8, 8)
-    problem = objective.noised(latents, generators(5), ALPHAS, prediction, snr_gamma=5.0)
-    noise = objective.sample_noise((4, 8, 8), generators(5))
+    problem = make(prediction, snr_gamma=5.0).draw(latents, 2, [*range(5)])
+    noise = sample_noise((4, 8, 8), [rng.generator(3, "noise", 2, slot) for slot in range(5)])
     t = problem.timesteps
     torch.testing.assert_close(problem.noisy, SCHEDULER.add_noise(latents, noise, t))
     expected = noise if prediction == "epsilon" else SCHEDULER.get_velocity(latents, noise, t)
     torch.testing.assert_close(problem.target, expected)
-    weights = objective.min_snr_weights(t, ALPHAS, prediction, 5.0)
-    assert torch.equal(problem.weights, weights)
+    weights = timestep_weights(ALPHAS, prediction, ObjectiveConfig(snr_gamma=5.0))
+    assert torch.equal(problem.weights, weights[t])
     assert torch.equal(problem.to(torch.device("cpu")).noisy, problem.noisy)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_perturbed_input_has_noise_on_the_noise_that_is_not_to_be_predicted(prediction):
+    """2301.11706, algorithm 1: x_t of epsilon + gamma * xi, and epsilon is the target."""
+    latents = torch.randn(64, 4, 8, 8)
+    slots = [*range(64)]
+    plain = make(prediction).draw(latents, 0, slots)
+    perturbed = make(prediction, input_perturbation=0.1).draw(latents, 0, slots)
+    assert torch.equal(plain.timesteps, perturbed.timesteps)
+    assert torch.equal(plain.target, perturbed.target)
+    rest = (1 - ALPHAS[plain.timesteps]).sqrt().view(-1, 1, 1, 1)
+    off = (perturbed.noisy - plain.noisy) / rest / 0.1
+    assert off.std().item() == pytest.approx(1, abs=0.02)  # of 16,384 numbers
+    assert abs(off.mean()) < 0.04
+    noise = make("epsilon").draw(latents, 0, slots).target
+    correlation = torch.corrcoef(torch.stack([off.flatten(), noise.flatten()]))[0, 1]
+    assert abs(correlation) < 0.04
+
+
+def test_the_loss_is_the_mean_of_weighted_samples_and_the_penalty():
+    problem = make(snr_gamma=5.0).draw(torch.randn(3, 4, 8, 8), 0, [0, 1, 2])
+    guess = torch.randn_like(problem.target)
+    losses = (guess.double() - problem.target.double()).square().mean((1, 2, 3))
+    expected = (losses * problem.weights.double()).mean()
+    found = make(snr_gamma=5.0).loss(guess, problem, torch.tensor(0.5))
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    penalised = make(snr_gamma=5.0, residual_penalty=2.0).loss(guess, problem, torch.tensor(0.5))
+    assert float(penalised) == pytest.approx(float(expected) + 1.0, rel=1e-6)
+
+
+def test_timesteps_that_the_base_model_lacks_are_refused():
+    make(timestep_range=(0, 1000))
+    with pytest.raises(OptionError, match=r"timestep_range 0 1001 .* this base model has 0 to 999"):
+        make(timestep_range=(0, 1001))

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hn
 from hn import build
 from hn.build.start import Start
-from hn.config import Config, OptimizerConfig, TrainingConfig
+from hn.config import Config, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from hn.diffusion import objective
 from hn.diffusion.denoiser import Condition, Denoiser
 from hn.training import adoption, optimizers
@@ -94,11 +94,12 @@ def micro_loss(denoiser: Denoiser, inputs: dict[str, Tensor], number: int) -> Te
         noisy=objective.add_noise(latents, noise, timesteps, alphas),
         timesteps=timesteps,
         target=objective.target(latents, noise, timesteps, alphas, "epsilon"),
-        weights=objective.min_snr_weights(timesteps, alphas, "epsilon", None),
+        weights=objective.timestep_weights(alphas, "epsilon", ObjectiveConfig())[timesteps],
         loss_weights=inputs.get(f"{number:03}/loss_weight"),
     )
-    prediction = denoiser(problem.noisy, problem.timesteps, Condition(context))
-    return objective.loss(prediction, problem)
+    prediction, residual = denoiser(problem.noisy, problem.timesteps, Condition(context))
+    plain = objective.Objective(ObjectiveConfig(), alphas, "epsilon")
+    return plain.loss(prediction, problem, residual)
 
 
 def unscale(net: hn.Hypernetwork, scale: int) -> None:
@@ -224,7 +225,7 @@ def test_the_last_bias_of_k_has_no_gradient_in_double_precision(unet):
     net = run.start.hypernetwork.double().train()
     latents, context = (run.inputs[f"000/{key}"].double() for key in ("latents", "context"))
     denoiser = Denoiser(exact.double(), net)
-    denoiser(latents, run.inputs["000/t"], Condition(context)).square().mean().backward()
+    denoiser(latents, run.inputs["000/t"], Condition(context))[0].square().mean().backward()
     gradients = {name.removeprefix("pairs."): p.grad for name, p in net.named_parameters()}
     zero = last_k_bias(net)
     assert all(gradients[key].abs().max() < 1e-15 for key in zero)

@@ -5,6 +5,7 @@ import re
 
 from hn.config import Config, DataConfig
 from hn.errors import OptionError, shown
+from hn.limits.learning import learning_faults
 
 MAX_NAME = 200  # bytes; the names of files have at most 255, and endings and steps follow
 
@@ -49,7 +50,6 @@ def _range_faults(config: Config) -> list[str]:
         "validation_inference_steps": validation.validation_inference_steps,
     }
     not_negative = {
-        "noise_offset": config.objective.noise_offset,
         "prompt_variants": data.prompt_variants,
         "text_cache_gib": data.text_cache_gib,
         "keep_tags": data.keep_tags,
@@ -73,9 +73,7 @@ def _range_faults(config: Config) -> list[str]:
         if not 0 <= value <= 1
     ]
     faults += data_faults(data)
-    gamma = config.objective.snr_gamma
-    if gamma is not None and not (gamma > 0 and math.isfinite(gamma)):
-        faults.append(f"snr_gamma must be greater than 0, 5 is usual; found {gamma}")
+    faults += learning_faults(config)
     if output.checkpoints_total_limit is not None and output.checkpoints_total_limit < 2:
         faults.append(
             f"checkpoints_total_limit must be at least 2; found {output.checkpoints_total_limit}"
