@@ -13,6 +13,10 @@ CHANGES = {
     "random_crop": True,
     "random_flip": True,
     "max_train_steps": 5,
+    "stratified_timesteps": True,
+    "residual_penalty": 0.1,
+    "use_ema": True,
+    "max_weight_norm": 4,
 }
 
 
@@ -48,7 +52,10 @@ def test_two_processes_equal_one_with_accumulation(model, pictures, tmp_path, al
     flags = runs.settings(model, pictures, tmp_path, expect_world_size=2, **CHANGES)
     result = runs.run(launcher, flags)
     assert result.returncode == 0, result.stderr
-    assert runs.largest_difference(alone / "run.pt", tmp_path / "run/run.pt") < 1e-6
+    for name in ("run.pt", "run-ema.pt"):
+        assert runs.largest_difference(alone / name, tmp_path / "run" / name) < 1e-6
+    capped = [runs.metrics(folder)[-1]["capped_weights"] for folder in (alone, tmp_path / "run")]
+    assert capped[0] == capped[1] > 0
     assert runs.losses(tmp_path / "run") == pytest.approx(runs.losses(alone), rel=1e-6)
 
 

@@ -119,6 +119,10 @@ def test_the_status_and_the_settings_are_written(finished):
         {"use_8bit_adam": True},
         {"optimizer": "torch.optim.RMSprop"},
         {"optimizer": "bitsandbytes.optim.Lion8bit"},
+        {"optimizer": "lion_pytorch.Lion", "learning_rate": "3e-3"},
+        {"optimizer": "schedulefree.AdamWScheduleFree"},
+        {"optimizer": "prodigyopt.Prodigy", "learning_rate": "1", "optimizer_args": ["d0=1e-4"]},
+        {"loss_type": "huber", "loss_weighting": "soft_min_snr", "residual_penalty": 0.01},
         {"optimizer_args": ["betas=(0.9,0.99)", "weight_decay=0"], "clip_grad_mode": "value"},
         {"mixed_precision": "bf16", "gradient_checkpointing": True},
         {"template": "style", "latent_sampling": "deterministic", "clip_grad_mode": "none"},
@@ -215,6 +219,72 @@ def test_previews_disturb_nothing(model, pictures, tmp_path):
         )
         assert runs.train_here([*flags, "--validation_inference_steps", "2"]) == 0
     assert runs.same_tensors(tmp_path / "with/run/run.pt", tmp_path / "without/run/run.pt")
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_looking_disturbs_no_average(model, pictures, tmp_path):
+    """Where the weights that are shown are not those that are trained."""
+    looking = {
+        "validation_prompt": ["a red star"],
+        "validation_data_dir": pictures,
+        "validation_steps": 2,
+        "checkpointing_steps": 3,
+    }
+    for name, changes in (("with", looking), ("without", {})):
+        flags = runs.settings(
+            model,
+            pictures,
+            tmp_path / name,
+            optimizer="schedulefree.AdamWScheduleFree",
+            **changes,
+        )
+        assert runs.train_here([*flags, "--validation_inference_steps", "2"]) == 0
+    assert runs.same_tensors(tmp_path / "with/run/run.pt", tmp_path / "without/run/run.pt")
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_an_average_is_saved_drawn_and_measured_beside_the_weights(
+    model, pictures, tmp_path, capsys
+):
+    flags = runs.settings(
+        model,
+        pictures,
+        tmp_path,
+        use_ema=True,
+        learning_rate="1e-2",
+        noise_offset=0.05,
+        checkpointing_steps=3,
+        save_optimizer_state=True,
+        validation_data_dir=pictures,
+        validation_prompt=["a red star"],
+        validation_inference_steps=2,
+        validation_strengths=[0, 1],
+    )
+    assert runs.train_here(flags) == 0
+    folder = tmp_path / "run"
+    stems = ["checkpoints/step-00000003/run-3", "checkpoints/step-00000006/run-6", "run"]
+    for stem in stems:
+        for ending in (".pt", ".safetensors"):
+            average = hn.load(folder / f"{stem}-ema{ending}")
+            assert average.provenance.name == f"{stem.rpartition('/')[2]}-ema"
+        assert not runs.same_tensors(folder / f"{stem}.pt", folder / f"{stem}-ema.pt")
+        assert not (folder / f"{stem}-ema.pt.optim").exists()
+    assert "noise_offset 0.05, use_ema True" in str(average.provenance.optional_info)
+    last = runs.metrics(folder)[-1]
+    assert 0 < last["heldout_ema_gain"] != last["heldout_gain"] > 0
+    assert last["heldout_ema_loss"] == pytest.approx(
+        last["heldout_base_loss"] * (1 - last["heldout_ema_gain"])
+    )
+    out = capsys.readouterr().out
+    assert "run-ema.pt" in out
+    assert "held-out loss  ema: " in out
+    with Image.open(folder / "previews/step-00000006.png") as preview:
+        shown = np.asarray(preview)
+    base, trained, average = (shown[24:152, 4 + 132 * i : 132 + 132 * i] for i in range(3))
+    assert shown.shape[1] == 3 * 132 + 4
+    assert (base != trained).any()
+    assert (trained != average).any()
+    assert (base != average).any()
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
