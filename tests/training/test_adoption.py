@@ -19,6 +19,7 @@ OPTIMIZERS = {
     "AdamW": {},
     "SGD": {"optimizer_args": ["momentum=0.9"]},
     "Adafactor": {},
+    "Adam": {"width_learning_rates": ["24=0.5", "32=2"]},  # the web UI's state has one group
 }
 
 
