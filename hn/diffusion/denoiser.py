@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from hn.diffusion.attention import Attachment, Kernel, attach
+from hn.diffusion.attention import Attachment, attach
+from hn.diffusion.kernels import Kernel
 from hn.diffusion.residuals import Residuals
 from hn.network.module import Hypernetwork
 

@@ -19,7 +19,11 @@ from hn.network.activations import make_activation
 from hn.network.description import HypernetworkConfig, Layer, Provenance, layers
 from hn.network.initialisers import initialise
 
-Stack = Sequence[tuple["Hypernetwork", float]]
+Amount = float | Tensor
+"""A strength; one that changes while denoising is a tensor (), so that nothing waits for it."""
+Sides = Amount | tuple[Amount, Amount]
+"""One strength for keys and values, or one for each."""
+Stack = Sequence[tuple["Hypernetwork", Sides]]
 """Hypernetworks with their strengths, in the order in which they are applied."""
 
 
@@ -36,8 +40,10 @@ class HypernetworkModule(nn.Module):
         if draw_weights:
             initialise(self.linear, config.weight_initialization)
 
-    def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, strength: Amount = 1.0) -> Tensor:
         """Rewrite a context (B, T, D) in its dtype; training ignores strength, as in the web UI."""
+        if not self.training and not isinstance(strength, Tensor) and strength == 0:
+            return x
         change = self.linear(self._as_weights(x))
         if not self.training:
             change = change * strength
@@ -166,15 +172,14 @@ class Hypernetwork(nn.Module):
         self.provenance = replace(self.provenance, **changes)
 
     def forward(
-        self, context_k: Tensor, context_v: Tensor, strength: float = 1.0
+        self, context_k: Tensor, context_v: Tensor, strength: Sides = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Rewrite the contexts (B, T, D) of keys and values; an unknown width passes unchanged."""
         dim = context_k.shape[-1]
-        if dim not in self.dims or (strength == 0 and not self.training):
+        if dim not in self.dims:
             return context_k, context_v
-        return self.module(dim, "k")(context_k, strength), self.module(dim, "v")(
-            context_v, strength
-        )
+        for_k, for_v = strength if isinstance(strength, tuple) else (strength, strength)
+        return self.module(dim, "k")(context_k, for_k), self.module(dim, "v")(context_v, for_v)
 
 
 def transform_context(context: Tensor, stack: Stack) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,79 @@
+"""What stands in each attention layer: it reads the context through a stack of hypernetworks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hn.diffusion.kernels import Attend
+from hn.diffusion.strength import Choices, resolve
+from hn.network.module import Stack, transform_context
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the layers read in one UNet forward: through which stack in each part of the UNet, and
+    the text transformed for it (`contexts`), unless each layer is to do that itself.
+    """
+
+    stacks: dict[str, Stack]
+    contexts: dict[str, tuple[Tensor, Tensor]] | None
+
+
+class HypernetworkAttention:
+    """An attention processor that reads the context through a stack of hypernetworks.
+
+    `block` is the part of the UNet the layer is in: down, mid or up. diffusers passes on only the
+    keyword arguments that `__call__` names, hence `reading`; without one (a layer that is called
+    alone) it is that of the stack at the end of denoising.
+    """
+
+    def __init__(self, stack: Choices, attend: Attend, block: str) -> None:
+        self.stack = stack
+        self.attend = attend
+        self.block = block
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        reading: Reading | None = None,
+    ) -> Tensor:
+        """Attention of `hidden_states` (B, N, C) to a context (B, T, D), or to themselves."""
+        context_k, context_v = self._contexts(hidden_states, encoder_hidden_states, reading)
+        query = _split_heads(attn.to_q(hidden_states), attn.heads)  # (B, H, N, C/H)
+        key = _split_heads(attn.to_k(context_k), attn.heads)  # (B, H, T, C/H)
+        value = _split_heads(attn.to_v(context_v), attn.heads)
+        mask = _mask_for_heads(attn, attention_mask, key)
+        attended = self.attend(attn, query, key, value, mask)
+        merged = attended.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, C)
+        return attn.to_out[1](attn.to_out[0](merged))
+
+    def _contexts(
+        self, hidden_states: Tensor, text: Tensor | None, reading: Reading | None
+    ) -> tuple[Tensor, Tensor]:
+        """What `to_k` and `to_v` read."""
+        if reading is None:
+            end = hidden_states.new_ones((), dtype=torch.float32)
+            reading = Reading(resolve(self.stack, end), None)
+        if text is not None and reading.contexts is not None:
+            return reading.contexts[self.block]
+        context = hidden_states if text is None else text
+        return transform_context(context, reading.stacks[self.block])
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _mask_for_heads(attn: Any, mask: Tensor | None, key: Tensor) -> Tensor | None:
+    """Diffusers' additive mask, repeated for each head: (B, H, 1, T)."""
+    if mask is None:
+        return None
+    batch, heads, tokens, _ = key.shape
+    prepared = attn.prepare_attention_mask(mask, tokens, batch)
+    return prepared.view(batch, heads, -1, prepared.shape[-1])
