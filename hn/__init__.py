@@ -5,6 +5,11 @@
 >>> with hn.attach(pipeline.unet, [(net, 0.8)]):
 ...     picture = pipeline("a purple heart on a yellow background").images[0]
 
+or, in the manner of diffusers' LoRAs,
+
+>>> hn.load_hypernetwork(pipeline, "runs/demo/demo.safetensors", strength=0.8)
+>>> picture = pipeline("a purple heart on a yellow background").images[0]
+
 The names below are the public ones. They are imported when first used: `import hn` itself loads no
 torch.
 """
@@ -13,7 +18,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hn.diffusion.adapters import (
+        active_hypernetworks,
+        disabled,
+        load_hypernetwork,
+        loaded_hypernetworks,
+        set_hypernetworks,
+        unload_hypernetworks,
+    )
     from hn.diffusion.attention import Attachment, attach
+    from hn.diffusion.strength import Strength
+    from hn.diffusion.tags import find_hypernetwork, parse_prompt_tags
     from hn.network.description import HypernetworkConfig
     from hn.network.files import load, save
     from hn.network.module import Hypernetwork, HypernetworkModule, transform_context
@@ -24,10 +39,19 @@ __all__ = [
     "Hypernetwork",
     "HypernetworkConfig",
     "HypernetworkModule",
+    "Strength",
+    "active_hypernetworks",
     "attach",
+    "disabled",
+    "find_hypernetwork",
     "load",
+    "load_hypernetwork",
+    "loaded_hypernetworks",
+    "parse_prompt_tags",
     "save",
+    "set_hypernetworks",
     "transform_context",
+    "unload_hypernetworks",
 ]
 
 _HOMES = {
@@ -35,10 +59,19 @@ _HOMES = {
     "Hypernetwork": "hn.network.module",
     "HypernetworkConfig": "hn.network.description",
     "HypernetworkModule": "hn.network.module",
+    "Strength": "hn.diffusion.strength",
+    "active_hypernetworks": "hn.diffusion.adapters",
     "attach": "hn.diffusion.attention",
+    "disabled": "hn.diffusion.adapters",
+    "find_hypernetwork": "hn.diffusion.tags",
     "load": "hn.network.files",
+    "load_hypernetwork": "hn.diffusion.adapters",
+    "loaded_hypernetworks": "hn.diffusion.adapters",
+    "parse_prompt_tags": "hn.diffusion.tags",
     "save": "hn.network.files",
+    "set_hypernetworks": "hn.diffusion.adapters",
     "transform_context": "hn.network.module",
+    "unload_hypernetworks": "hn.diffusion.adapters",
 }
 
 
