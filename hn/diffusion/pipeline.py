@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from hn.diffusion.base_model import BaseModel
+from hn.storage import whole
 
 DRAWN_AT_ONCE = 4  # pictures
 _MARGIN = 4  # pixels
@@ -20,7 +22,7 @@ class Painter:
     """Draws the same prompts from the same noise every time, without touching any global generator.
 
     `contexts` (P, T, D) are those of the prompts, `negative` (1, T, D) is what guidance leads away
-    from, `size` is their width and height in pixels.
+    from, `size` is their width and height in pixels. Without a `scheduler`, the base model's own.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Painter:
         steps: int,
         guidance_scale: float,
         seed: int,
+        scheduler: Any = None,
     ) -> None:
         self._base = base
         self._contexts = contexts
@@ -44,19 +47,7 @@ class Painter:
             "guidance_scale": guidance_scale,
         }
         self._seed = seed
-        pipeline_class: Any = StableDiffusionPipeline  # its annotations know neither None nor DDIM
-        self._pipeline = pipeline_class(
-            vae=None,  # latents are decoded by us; a parked autoencoder would set the device
-            text_encoder=None,  # contexts are given
-            tokenizer=None,
-            unet=base.unet,
-            scheduler=base.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        self._pipeline.vae_scale_factor = base.downscaling
-        self._pipeline.set_progress_bar_config(disable=True)
+        self._pipeline = bare_pipeline(base, scheduler or base.scheduler)
 
     def draw(self) -> list[Image.Image]:
         """One picture of each prompt, with what is attached to the UNet as it is attached now."""
@@ -77,6 +68,24 @@ class Painter:
             **self._settings,
         ).images
         return self._base.decode(latents)
+
+
+def bare_pipeline(base: BaseModel, scheduler: Any) -> Any:
+    """Diffusers' pipeline around the base model's UNet, for given contexts, up to the latents."""
+    pipeline_class: Any = StableDiffusionPipeline  # its annotations know neither None nor DDIM
+    pipeline = pipeline_class(
+        vae=None,  # latents are decoded by us; a parked autoencoder would set the device
+        text_encoder=None,  # contexts are given
+        tokenizer=None,
+        unet=base.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.vae_scale_factor = base.downscaling
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def grid(
@@ -107,12 +116,13 @@ def grid(
     return sheet
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+def save_picture(picture: Image.Image, path: Path, *, parameters: str | None = None) -> None:
+    """Write a PNG, with the text of that name in it. Raises `StorageError`; never half a file."""
+    about = PngInfo()
+    if parameters is not None:
+        about.add_text("parameters", parameters)
+    with whole(path, "another folder") as file:
+        picture.save(file, format="PNG", pnginfo=about)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -1,0 +1,192 @@
+"""Draws what the settings ask for: one PNG file for each picture, and a grid of all.
+
+Every picture is drawn alone, from a generator of its own: the same seed gives the same bytes,
+whatever is drawn beside it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+import hn
+from hn import demo
+from hn.diffusion.base_model import BaseModel
+from hn.diffusion.generation import infotext
+from hn.diffusion.generation.samplers import make_scheduler
+from hn.diffusion.generation.settings import GenerationSettings
+from hn.diffusion.pipeline import Painter, bare_pipeline, grid, save_picture
+from hn.diffusion.tags import ENDINGS, Tags, find_hypernetwork, parse_prompt_tags, write_tag
+from hn.diffusion.text_encoder import stack_contexts
+from hn.errors import ModelError, OptionError, shown
+from hn.storage import prove_writable
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A prompt without tags, and the hypernetworks that it is drawn with."""
+
+    text: str
+    stack: Tags
+
+    def at(self, strength: float) -> Tags:
+        """The stack with all strengths scaled."""
+        return [(name, own * strength) for name, own in self.stack]
+
+    def as_prompt(self, strength: float) -> str:
+        """The prompt that asks for the same."""
+        return " ".join([self.text.strip(), *(write_tag(*tag) for tag in self.at(strength))])
+
+
+class Generator:
+    """Knows all that is to be drawn before anything heavy is loaded.
+
+    Raises `OptionError` or `ModelError` for tags and files that cannot be, `StorageError` for a
+    folder that cannot be written.
+    """
+
+    def __init__(self, settings: GenerationSettings) -> None:
+        self._settings = settings
+        self._files = _named(settings.hypernetwork)
+        self.subjects = [self._subject(prompt) for prompt in settings.prompts]
+        if settings.strengths != (1.0,) and not any(subject.stack for subject in self.subjects):
+            raise OptionError(
+                "strengths are of hypernetworks: give --hypernetwork, or tags in the prompts"
+            )
+        self._check_output()
+        self._base = self._load_base()
+        self._scheduler = make_scheduler(settings.sampler, self._base.scheduler)
+        self._pipe = bare_pipeline(self._base, self._scheduler)
+        for name, file in self._files.items():
+            hn.load_hypernetwork(self._pipe, file, name)
+
+    def run(self) -> Path:
+        """Draw and save everything; returns the grid's file."""
+        rows, labels, settings = [], [], self._settings
+        bar = tqdm(total=settings.pictures, desc="draw", unit="picture")
+        for number, subject in enumerate(self.subjects, 1):
+            contexts = self._contexts(subject)
+            for seed in settings.seeds:
+                row = []
+                for strength in settings.strengths:
+                    row.append(self._draw(subject, contexts, seed, strength))
+                    text = self._infotext(subject, seed, strength, row[-1].size)
+                    save_picture(row[-1], self._path(number, seed, strength), parameters=text)
+                    bar.update()
+                rows.append(row)
+                labels.append(f"{subject.text.strip()} (seed {seed})")
+        bar.close()
+        columns = [f"strength {strength:g}" for strength in settings.strengths]
+        save_picture(grid(rows, labels, columns), settings.output / "grid.png")
+        return settings.output / "grid.png"
+
+    def _subject(self, prompt: str) -> Subject:
+        """The prompt's own hypernetworks, then those of all prompts that it does not name."""
+        text, tags = parse_prompt_tags(prompt)
+        common = list(self._files)[: len(self._settings.hypernetwork)]
+        for name, _ in tags:
+            if name not in self._files:
+                self._files[name] = self._find(name)
+        named = {name for name, _ in tags}
+        return Subject(text, [*tags, *((name, 1.0) for name in common if name not in named)])
+
+    def _find(self, name: str) -> str:
+        if self._settings.hypernetwork_dir is None:
+            raise OptionError(
+                f"a prompt names the hypernetwork {shown(name)}: give --hypernetwork_dir, where "
+                "its file lies, or the file with --hypernetwork"
+            )
+        return str(find_hypernetwork(name, self._settings.hypernetwork_dir))
+
+    def _paths(self) -> Iterator[Path]:
+        settings = self._settings
+        for number in range(1, len(settings.prompts) + 1):
+            for seed in settings.seeds:
+                for strength in settings.strengths:
+                    yield self._path(number, seed, strength)
+        yield settings.output / "grid.png"
+
+    def _path(self, number: int, seed: int, strength: float) -> Path:
+        return self._settings.output / f"{number:04d}-seed-{seed}-strength-{strength:g}.png"
+
+    def _check_output(self) -> None:
+        prove_writable(self._settings.output, "output")
+        there = [path for path in self._paths() if path.exists()]
+        if there and not self._settings.overwrite:
+            raise OptionError(
+                f"output: {there[0]} is there already: choose another folder, or give --overwrite"
+            )
+
+    def _load_base(self) -> BaseModel:
+        settings = self._settings
+        return BaseModel.load(
+            str(demo.MODEL) if settings.base == demo.NAME else settings.base,
+            prompt_syntax=settings.prompt_syntax,
+            clip_skip=settings.clip_skip,
+            dtype=getattr(torch, settings.dtype),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+
+    def _contexts(self, subject: Subject) -> Tensor:
+        """The contexts of the negative and of the prompt (2, T, D)."""
+        prompts = [self._settings.negative_prompt, subject.text]
+        return stack_contexts(self._base.encode_prompts(prompts))
+
+    def _draw(self, subject: Subject, contexts: Tensor, seed: int, strength: float) -> Image.Image:
+        names, strengths = zip(*subject.at(strength), strict=True) if subject.stack else ((), ())
+        hn.set_hypernetworks(self._pipe, names, strengths)
+        settings = self._settings
+        painter = Painter(
+            self._base,
+            contexts[1:],
+            contexts[:1],
+            size=settings.size or self._own_size(),
+            steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            seed=seed,
+            scheduler=self._scheduler,
+        )
+        return painter.draw()[0]
+
+    def _own_size(self) -> tuple[int, int]:
+        side = int(self._base.unet.config["sample_size"]) * self._base.downscaling
+        return side, side
+
+    def _infotext(self, subject: Subject, seed: int, strength: float, size: tuple[int, int]) -> str:
+        settings = self._settings
+        parameters: dict[str, Any] = {
+            "Steps": settings.steps,
+            "Sampler": settings.sampler,
+            "CFG scale": f"{settings.guidance_scale:g}",
+            "Seed": seed,
+            "Size": f"{size[0]}x{size[1]}",
+            "Model": Path(settings.base).resolve().name,
+        }
+        if settings.clip_skip > 1:
+            parameters["Clip skip"] = settings.clip_skip
+        parameters["Version"] = f"hn {hn.__version__}"
+        return infotext.write(subject.as_prompt(strength), settings.negative_prompt, parameters)
+
+
+def _named(files: Sequence[str]) -> dict[str, str]:
+    """Files by stem, in order. Raises `OptionError` if two have the same, `ModelError` for a file
+    that is not there.
+    """
+    named: dict[str, str] = {}
+    for file in files:
+        is_file = Path(file).is_file()
+        if Path(file).suffix in ENDINGS and not is_file:
+            raise ModelError(f"the hypernetwork {shown(file)} is not there")
+        name = Path(file).stem if is_file else Path(file).name
+        if name in named:
+            raise OptionError(
+                f"{named[name]} and {file} have the same name, which tells them apart in prompts: "
+                "copy one to another name"
+            )
+        named[name] = file
+    return named

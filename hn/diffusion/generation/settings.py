@@ -1,0 +1,109 @@
+"""The settings of `tools/generate.py`; standard library only."""
+
+import argparse
+from dataclasses import dataclass, fields
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+from hn.diffusion.generation.samplers import DEFAULT, SAMPLERS
+from hn.errors import OptionError, shown
+
+Precision = Literal["float32", "float16", "bfloat16"]
+MOST_PICTURES = 10_000
+SIDE_STEP = 8  # pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """What is drawn: each prompt with each seed at each strength."""
+
+    prompts: tuple[str, ...]
+    output: Path
+    base: str
+    hypernetwork: tuple[str, ...]
+    hypernetwork_dir: Path | None
+    strengths: tuple[float, ...]
+    seeds: tuple[int, ...]
+    size: tuple[int, int] | None
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    sampler: str
+    prompt_syntax: Literal["plain", "webui"]
+    clip_skip: int
+    dtype: Precision
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        faults = self._faults()
+        if faults:
+            raise OptionError("\n".join(faults))
+
+    @property
+    def pictures(self) -> int:
+        """How many are drawn."""
+        return len(self.prompts) * len(self.seeds) * len(self.strengths)
+
+    def _faults(self) -> list[str]:
+        faults = []
+        if not self.prompts:
+            faults.append("there is no prompt: give some, or a file of them with --prompts")
+        if self.size is not None and any(s < 1 or s % SIDE_STEP for s in self.size):
+            faults.append(f"size must be multiples of {SIDE_STEP}; found {shown(self.size)}")
+        if not all(isfinite(strength) for strength in self.strengths):
+            faults.append(f"strengths must be finite numbers; found {shown(self.strengths)}")
+        if not all(0 <= seed < 2**63 for seed in self.seeds):
+            faults.append(f"seeds must be from 0 to 2^63 - 1; found {shown(self.seeds)}")
+        if self.steps < 1 or self.clip_skip < 1:
+            faults.append("steps and clip_skip must be at least 1")
+        if not (isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            faults.append(f"guidance_scale must not be negative; found {self.guidance_scale}")
+        for name in ("strengths", "seeds", "hypernetwork"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                faults.append(f"{name} must not repeat one; found {shown(values)}")
+        if self.pictures > MOST_PICTURES:
+            faults.append(f"{self.pictures} pictures are more than {MOST_PICTURES}: ask for fewer")
+        return faults
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add them all."""
+    add = parser.add_argument
+    add("prompt", nargs="*", help="may name <hypernet:my_style:0.8>, with --hypernetwork_dir")
+    add("--prompts", type=Path, metavar="FILE", help="more prompts, one in each line")
+    add("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    add("--overwrite", action="store_true", help="replace pictures that are there")
+    add("--base", default="demo", help="a base model's folder or hub id (default: embedded demo)")
+    add("--hypernetwork", nargs="+", default=[], metavar="FILE", help="for all prompts, in order")
+    add("--hypernetwork_dir", type=Path, metavar="FOLDER", help="where tags find their files")
+    add("--strengths", type=float, nargs="+", default=[1.0], help="columns; they scale tags, too")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's own")
+    add("--steps", type=int, default=20)
+    add("--guidance_scale", type=float, default=7.0)
+    add("--negative_prompt", default="")
+    add("--sampler", choices=SAMPLERS, default=DEFAULT)
+    add("--prompt_syntax", choices=("plain", "webui"), default="plain")
+    add("--clip_skip", type=int, default=1)
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+
+
+def settings_of(args: argparse.Namespace) -> GenerationSettings:
+    """The flags, with the prompts of the file. Raises `OptionError` for any that cannot be."""
+    values = vars(args)
+    lists = {name: tuple(values[name]) for name in ("hypernetwork", "strengths", "seeds")}
+    size = tuple(args.size) if args.size else None
+    prompts = (*args.prompt, *(_read_lines(args.prompts) if args.prompts else ()))
+    given = {field.name: values[field.name] for field in fields(GenerationSettings)}
+    return GenerationSettings(**{**given, **lists, "size": size, "prompts": prompts})
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"prompts '{path}' cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
