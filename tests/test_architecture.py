@@ -13,6 +13,7 @@ MODULES = sorted((ROOT / "hn").rglob("*.py"))
 FLOORS = [
     {"hn.errors"},
     {"hn.config", "hn.storage", "hn.rng", "hn.demo", "hn.hub_access"},
+    {"hn.hub_copies"},
     {"hn.limits"},
     {"hn.cli"},
     {"hn.network"},

@@ -1,5 +1,6 @@
-"""The Hugging Face Hub: encoded pictures as a dataset repository, pushed and fetched."""
+"""The Hugging Face Hub: hypernetworks as model repositories, encoded pictures as datasets."""
 
-from hn.hub.caches import check_destination, fetch_cache, push_cache
+from hn.hub.caches import fetch_cache, push_cache
+from hn.hub.repository import check_destination
 
 __all__ = ["check_destination", "fetch_cache", "push_cache"]

@@ -1,7 +1,6 @@
 """The card of a pushed cache: what it holds, in words, and how `datasets` reads it."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from hn.hub.public import public, table
 from hn.hub.selection import read_arrow
 
 SETTINGS = b"hn"  # the key of the settings in the schema's metadata, as JSON
 MAX_SETTINGS = 60
-_LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]")
 
 
 @dataclass
@@ -64,7 +63,7 @@ def write_card(repo_id: str, contents: Contents) -> str:
         entries=_counted(contents.entries),
         sizes=_counted(dict(contents.sizes.most_common(20))),
         size=_readable(contents.size),
-        settings=_settings_table(contents.settings),
+        settings=table(("setting", "value"), contents.settings.items()) or "Not recorded.",
     )
 
 
@@ -90,24 +89,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     else:
         items = value if isinstance(value, list) else [value]
-        yield name, " ".join(map(_public, items))
-
-
-def _public(value: Any) -> str:
-    """A setting's value as text for everybody: no local path, no token, no markup."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    if isinstance(value, str) and _is_local(text):
-        return "(a file or folder)"
-    if re.search(r"\bhf_\w{6}", text):
-        return "(a token)"
-    return re.sub(r"[^\w .,:;/+=()-]", "?", text[:200]) or "(empty)"
-
-
-def _is_local(text: str) -> bool:
-    """Whether it may be a path; `owner/name` is an id unless there is such a folder here."""
-    if _LOCAL.match(text) or "\\" in text or text.count("/") > 1:
-        return True
-    return "/" in text and Path(text).exists()
+        yield name, " ".join(map(public, items))
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -119,13 +101,6 @@ def _readable(size: int) -> str:
     if size < 10_000:
         return f"{size} bytes"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
-
-
-def _settings_table(settings: dict[str, str]) -> str:
-    if not settings:
-        return "Not recorded."
-    rows = "\n".join(f"| {_public(name)} | {value} |" for name, value in settings.items())
-    return f"| setting | value |\n|---|---|\n{rows}"
 
 
 _CARD = """---
