@@ -11,12 +11,15 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 WRITER, READER, STRANGER = "hf_writerOfMe", "hf_readerOfMe", "hf_writerOfOther"
@@ -48,6 +51,11 @@ class Request:
     headers: dict[str, str]
     body: bytes
     token: str | None
+
+
+# What becomes of a request instead of its answer: a status, seconds before it, a connection cut in
+# the middle of its body, or with it the whole server's end.
+Trouble = int | float | Literal["cut", "die"] | None
 
 
 class RefusalError(Exception):
@@ -119,12 +127,20 @@ class HubServer:
         class Handler(_Handler):
             server_hub = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._handler = Handler
+        self.connections: set[socket.socket] = set()
         self.lock = threading.Lock()
+        self.start(0)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.forget()
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def start(self, port: int | None = None) -> None:
+        """Begin to answer, at the same address as before; what was kept is there."""
+        port = self._server.server_port if port is None else port
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self.running = True
 
     def forget(self) -> None:
         """Start again: no repositories, no record."""
@@ -132,10 +148,18 @@ class HubServer:
         self.requests: list[Request] = []
         self.foreign: list[str] = []  # what else was to be reached
         self.broken: int | None = None  # a status that answers everything
+        self.trouble: Callable[[str, str], Trouble] = lambda method, path: None
+        if not self.running:
+            self.start()
 
     def close(self) -> None:
+        """As if it was killed: nobody listens, and every connection is cut."""
+        self.running = False
         self._server.shutdown()
         self._server.server_close()
+        for connection in list(self.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def environment(self, home: Path) -> dict[str, str]:
         """What makes the libraries of a process use this hub only, and keep all they keep there."""
@@ -169,9 +193,28 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: requests are recorded instead."""
 
+    def setup(self) -> None:
+        super().setup()
+        self.server_hub.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.server_hub.connections.discard(self.connection)
+        with suppress(OSError):
+            super().finish()
+
     def do_GET(self) -> None:
         hub = self.server_hub
+        trouble = hub.trouble(self.command, self.path)
+        if trouble in ("cut", "die"):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+            if trouble == "die":
+                hub.close()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         body = self._body()
+        if isinstance(trouble, float):
+            time.sleep(trouble)
         if self.command == "CONNECT" or not self.path.startswith("/"):
             hub.foreign.append(self.path)
             self.close_connection = True
@@ -182,8 +225,9 @@ class _Handler(BaseHTTPRequestHandler):
         with hub.lock:
             hub.requests.append(request)
             try:
-                if hub.broken is not None:
-                    raise RefusalError(hub.broken, "", "The hub is full")
+                status = trouble if isinstance(trouble, int) else hub.broken
+                if status is not None:
+                    raise RefusalError(status, "", "The hub is full")
                 answer, headers = _Protocol(hub, request).answer()
                 status = 200
             except RefusalError as refusal:
@@ -246,6 +290,7 @@ class _Protocol:
             ("POST", rf"{web}\.git/info/lfs/objects/batch", self.batch),
             ("PUT", rf"/upload/(?P<kind>\w+)/{name}/(?P<oid>\w+)", self.upload),
             ("POST", rf"/verify/(?P<kind>\w+)/{name}/(?P<oid>\w+)", self.verify),
+            ("GET", rf"{api}/auth-check/write", self.auth_check),
             ("GET", rf"{api}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", self.tree),
             ("GET", rf"{api}(?:/revision/(?P<revision>[^/]+))?", self.info),
             ("GET HEAD", rf"{web}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", self.resolve),
@@ -271,6 +316,10 @@ class _Protocol:
             raise RefusalError(409, url, "You already created this repo")
         self.hub.repositories[kind, name] = Repository(kind, name, private)
         return {"url": url, "name": name}
+
+    def auth_check(self, kind: str, name: str) -> Any:
+        self._writable(kind, name)
+        return {}
 
     def info(self, kind: str, name: str, revision: str) -> Any:
         repository = self._repository(kind, name)
