@@ -54,7 +54,7 @@ def convert(args: argparse.Namespace) -> None:
     from hn.network.sidecar import beside, short_hash
 
     files.check_ending(output)
-    contents = files.read(args.file)
+    contents = files.read(files.locate(args.file))
     left_out = unread(contents)
     if args.fix or args.share:
         contents = portability.mended(contents)

@@ -1,7 +1,7 @@
 """What hypernetwork files are, and which host runs them.
 
     python tools/inspect_hypernetwork.py my_style.pt other.safetensors
-    python tools/inspect_hypernetwork.py --json my_style.pt
+    python tools/inspect_hypernetwork.py --json my_style.pt someone/a_style
 
 `change` is the size of what a module adds to a context, relative to the context; `rank` in how many
 directions; dead units answer every context alike. Measured on random contexts.
@@ -45,7 +45,7 @@ def report(path: Path) -> dict[str, Any]:
 
     from hn.network import anatomy, files, portability
 
-    contents = files.read(path)
+    contents = files.read(path := files.locate(path))
     modules = anatomy.examine(contents) if not contents.spoilt else []
     return {
         "file": str(path),

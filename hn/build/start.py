@@ -13,6 +13,7 @@ from hn.errors import ModelError, OptionError, shown
 from hn.network import files, portability, sidecar
 from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
+from hn.network.remote import locate
 from hn.network.sidecar import Sidecar
 from hn.training import adoption, artifacts, optimizers, schedule
 
@@ -92,7 +93,7 @@ def _read(config: Config) -> Start:
     base_hash = None if file is None else sidecar.short_hash(Path(file))
     if network.hypernetwork_path is None:
         return Start(base_hash=base_hash)
-    path = Path(network.hypernetwork_path)
+    path = locate(network.hypernetwork_path)
     hypernetwork = files.load(path)
     _check_settings(config, hypernetwork, path)
     if network.dropout_structure:

@@ -10,18 +10,21 @@ from hn.errors import ModelError
 from hn.network import a1111, native
 from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
+from hn.network.remote import locate
 from hn.storage import write_bytes
 
 _WRITERS = {".pt": a1111.to_bytes, ".safetensors": native.to_bytes}
 
 
-def load(path: str | PathLike[str]) -> Hypernetwork:
+def load(path: str | PathLike[str], *, revision: str | None = None) -> Hypernetwork:
     """Read a `.pt` or `.safetensors` hypernetwork, float32, on the CPU, in evaluation mode.
 
-    What a file is, is read from its bytes and not from its name. Raises `ModelError` with the file,
-    the reason, the remedy.
+    What a file is, is read from its bytes and not from its name. `path` may also be a repository
+    of the Hugging Face Hub, `owner/name` or `owner/name/file.safetensors`, at a `revision`; a file
+    of that name here comes first. Raises `ModelError` with the file, the reason, the remedy, and
+    `HubError` where a repository cannot be read.
     """
-    contents = read(path)
+    contents = read(locate(path, revision))
     try:
         return contents.build()
     except ModelError as error:
