@@ -26,6 +26,7 @@ from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
 from hn.evaluation.heldout import Heldout
 from hn.training import optimizers
+from hn.training.checkpoint import TrainingState
 from hn.training.preview import Preview
 from hn.training.signals import Stop
 from hn.training.status import Status, resume_command
@@ -34,6 +35,7 @@ from hn.training.status import Status, resume_command
 def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     """Train to the end of the schedule; False means a signal came, and everything is saved."""
     stop = Stop(accelerator)
+    publisher = build.build_publisher(config, accelerator, status)
     rates, clip_bounds = build.build_schedules(config)
     start = build.build_start(config, accelerator)
     datasets = build.build_datasets(config, accelerator)
@@ -82,17 +84,22 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
         preview(state)
         heldout(state)
         checkpoints(state)
+        publisher(state)
 
     checkpoints.save(state)
     if not stop.in_a_hurry:
-        preview.draw(state)
-        heldout.measure(state)
+        look(state, preview, heldout)
     reporter.close()
-    finished = state.step >= rates.end
-    if finished:
-        checkpoints.publish(state, status.folder)
+    finished = checkpoints.publish(state, status.folder, rates.end)
+    publisher.close(stop, finished=finished)
     print_summary(status, heldout)
     return finished
+
+
+def look(state: TrainingState, preview: Preview, heldout: Heldout) -> None:
+    """See how it is, if the last step has not been seen."""
+    preview.draw(state)
+    heldout.measure(state)
 
 
 def print_summary(status: Status, heldout: Heldout) -> None:

@@ -5,6 +5,7 @@ Defaults < TOML file (`--config`) < flags.
 
 import logging
 import os
+import re
 import sys
 import tomllib
 import types
@@ -19,6 +20,7 @@ from hn.errors import OptionError, meant
 from hn.limits import check
 
 RECIPES = Path(__file__).parent / "recipes"
+_TOKEN = re.compile(r"\bhf_\w{10,}")
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
@@ -26,6 +28,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     import tyro  # only here: it can be replaced
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for argument in arguments:
+        _refuse_token(argument, "the command line")
     named = _config_argument(arguments)
     config = Config() if named is None else replace(read_toml(find_recipe(named)), config=named)
     config = tyro.cli(
@@ -73,7 +77,9 @@ def find_recipe(name: str) -> Path:
 def read_toml(path: Path) -> Config:
     """Read a TOML file of sections. Raises `OptionError` for what is not a setting."""
     try:
-        return from_toml(path.read_text(encoding="utf-8"), path)
+        text = path.read_text(encoding="utf-8")
+        _refuse_token(text, str(path))
+        return from_toml(text, path)
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read {path}: {error}") from error
 
@@ -114,6 +120,18 @@ def to_toml(config: Config, without: Config | None = None) -> str:
         ]
         lines += [f"[{section}]", *given, ""] if given else []
     return "\n".join(lines)
+
+
+def _refuse_token(text: str, where: str) -> None:
+    """Settings are written down and shown, and command lines are seen by everybody on a machine.
+
+    Raises `OptionError`.
+    """
+    if _TOKEN.search(text):
+        raise OptionError(
+            f"{where} holds what looks like a token of the Hugging Face Hub: leave it out. Log in "
+            "with `hf auth login`, or set HF_TOKEN."
+        )
 
 
 def _config_argument(arguments: list[str]) -> str | None:

@@ -37,6 +37,8 @@ _BY_STATUS = {
     "is not transferred again",
 }
 
+_PASSING = (408, 409, 412, 429)  # late, at the same time as others, too often
+
 
 def check_repo_id(repo_id: str) -> None:
     """Refuse what is not owner/name. Raises `OptionError`."""
@@ -89,6 +91,14 @@ def remedy(error: BaseException) -> str:
     if isinstance(cause, HTTPError):
         return f"{constants.ENDPOINT} cannot be reached ({said(cause)}): check the network"
     return said(cause)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same may work later: a network that is down, a hub that is not well or busy."""
+    cause = _http_cause(error)
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code >= 500 or cause.response.status_code in _PASSING
+    return isinstance(cause, HTTPError | ConnectionError)
 
 
 def _remedy_of_answer(error: HfHubHTTPError) -> str:

@@ -12,6 +12,7 @@ from hn.data.cache.caching import Cache
 from hn.data.cache.index import Index
 from hn.errors import DataError, HubError, OptionError, shown
 from hn.hub import fetch_cache
+from hn.hub.checkpoints import REMOTE, fetch_checkpoint
 from hn.storage import write_bytes
 from hn.training.status import Status
 
@@ -62,11 +63,16 @@ def build_run_folder(config: Config, accelerator: Accelerator) -> Status:
 
 def resolve(config: Config, accelerator: Accelerator, folder: Path) -> Config:
     """Put in what the settings leave to the run: the embedded demo, where it is named; the run's
-    own folder for a cache; the settings that shaped a cache to train from.
+    own folder for a cache; the settings that shaped a cache to train from; a checkpoint of the hub.
 
-    Raises `DataError` for a cache that cannot be used, `OptionError` if settings contradict it.
+    Raises `DataError` for a cache that cannot be used, `OptionError` if settings contradict it,
+    `HubError` or `ModelError` for a checkpoint that cannot be had.
     """
     config = _with_demo(config, accelerator, folder)
+    which = config.output.resume_from_checkpoint
+    if which is not None and which.startswith(REMOTE):
+        fetched = replace(config.output, resume_from_checkpoint=str(fetch_checkpoint(which)))
+        config = replace(config, output=fetched)
     cache = config.data.latent_cache_dir or str(folder / "cache")
     config = replace(config, data=replace(config.data, latent_cache_dir=cache))
     return config if config.data.cached_data_dir is None else _with_cached_data(config)

@@ -73,6 +73,7 @@ def test_every_recipe_is_a_complete_configuration(recipe):
         ("[data]\nresolution = true", "data.resolution must be int; found True"),
         ("[data]\nresolution = [512.0]", "data.resolution must be int; found 512.0"),
         ("[training", "cannot read"),
+        ("[hub]\nhub_model_id = 'hf_somebodysToken'", "bad.toml holds what looks like a token"),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path, content, message):
@@ -121,6 +122,12 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
         (["--train_folders", "x"], "cached_data_dir; found train_data_dir and train_folders"),
         (["--use_mask_files", "--use_alpha_weights"], "give one of the two"),
         (["--use_8bit_adam", "--optimizer", "SGD"], "use_8bit_adam is for the optimizer AdamW"),
+        (
+            ["--push_to_hub"],
+            "push_to_hub needs hub_model_id: give the repository, such as me/my_st",
+        ),
+        (["--hub_license", "My licence"], "hub_license must be a licence's id"),
+        (["--hub_token", "hf_somebodysToken"], "the command line holds what looks like a token"),
         (["--config", "nonsense"], "the recipes are: demo"),
     ],
 )
@@ -128,6 +135,7 @@ def test_impossible_settings_are_refused(flags, message):
     with pytest.raises(OptionError) as error:
         cli.parse([*NEEDED, *flags])
     assert message in str(error.value)
+    assert "hf_some" not in str(error.value)
 
 
 def test_all_faults_are_listed_together():

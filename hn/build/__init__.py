@@ -16,6 +16,7 @@ from hn.build.pictures import (
 from hn.build.run import (
     build_checkpoints,
     build_guard,
+    build_publisher,
     build_reporter,
     build_schedules,
     build_state,
@@ -36,6 +37,7 @@ __all__ = [
     "build_objective",
     "build_optimizer",
     "build_painter",
+    "build_publisher",
     "build_reporter",
     "build_schedules",
     "build_start",

@@ -13,7 +13,10 @@ from hn.config import Config
 from hn.data.batches import Batches
 from hn.data.cache import changes
 from hn.data.streaming.batches import StreamedBatches
+from hn.data.words.captions import template_identity
 from hn.errors import OptionError
+from hn.hub.publisher import Publisher
+from hn.hub.runs import check_run_destination, push_run
 from hn.limits.learning import is_schedule_free
 from hn.network.module import Hypernetwork
 from hn.training import schedule
@@ -130,6 +133,7 @@ def _fingerprint(
             for key in ("optimizer", "optimizer_args", "use_8bit_adam", "width_learning_rates")
         },
         "use_ema": training.use_ema,
+        "template": template_identity(data.template),
     }
 
 
@@ -188,3 +192,21 @@ def build_checkpoints(
         optimizer_name=config.optimizer.optimizer if config.output.save_optimizer_state else None,
         confirm=guard.confirm,
     )
+
+
+def build_publisher(config: Config, accelerator: Accelerator, status: Status) -> Publisher:
+    """What publishes, on the main process, if it is wanted.
+
+    Raises `OptionError` or `HubError` where it could not, before anything is computed.
+    """
+    hub = config.hub
+    if not hub.push_to_hub or not accelerator.is_main_process:
+        return Publisher()
+    accelerator.print(f"publishing to {check_run_destination(hub)}")
+    publisher = Publisher(
+        lambda stopped: push_run(status.folder, hub, stopped=stopped),
+        folder=status.folder,
+        every=0 if hub.hub_strategy == "end" else config.output.checkpointing_steps,
+    )
+    status.notes = lambda: {"hub": publisher.notes}
+    return publisher

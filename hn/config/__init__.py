@@ -8,6 +8,7 @@ diffusers training scripts type already, flat on the command line, in sections i
 from dataclasses import dataclass, field, fields
 
 from hn.config.data import DataConfig
+from hn.config.hub import HubConfig
 from hn.config.sections import (
     ModelConfig,
     NetworkConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "SECTIONS",
     "Config",
     "DataConfig",
+    "HubConfig",
     "ModelConfig",
     "NetworkConfig",
     "ObjectiveConfig",
@@ -46,6 +48,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
 
 SECTIONS = tuple(f.name for f in fields(Config) if f.name != "config")

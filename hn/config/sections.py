@@ -37,7 +37,8 @@ class NetworkConfig:
     name: str = "hypernetwork"
     """Its name: file stem, folder of the run, and what [name] in a template becomes."""
     hypernetwork_path: str | None = None
-    """Go on from this .pt or .safetensors file; its structure is taken, and its step goes on."""
+    """Go on from this .pt or .safetensors file, or that of a hub repository, owner/name[@revision];
+    its structure is taken, and its step goes on."""
     adopt_optimizer: Literal["matching", "always", "never"] = "matching"
     """The web UI's .pt.optim beside hypernetwork_path: use it if its hash is that of the .pt and
     stop otherwise, use it all the same (its intermediate files never match), or leave it alone.
@@ -168,7 +169,8 @@ class OutputConfig:
     save_optimizer_state: bool = False
     """Write .pt.optim beside each .pt too, to go on in the web UI."""
     resume_from_checkpoint: str | None = None
-    """A checkpoint's folder, or "latest"."""
+    """A checkpoint's folder, or "latest", or hub:owner/name[@revision] that was pushed with
+    hub_strategy all: its newest, or that of /step-00000500 at the end."""
     report_to: Literal["tensorboard", "none"] = "tensorboard"
     """Tracker, beside metrics.jsonl and hypernetwork_loss.csv, which are always written."""
     logging_steps: int = 10

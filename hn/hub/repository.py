@@ -96,7 +96,8 @@ class Repository:
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
         ]
-        for addition in added if stopped is not None else ():
+        large = [it for it in added if not isinstance(it.path_or_fileobj, bytes)]
+        for addition in large if stopped is not None else ():
             if stopped is not None and stopped():
                 raise HubError(f"the upload to {self.repo_id} was broken off")
             self._api.preupload_lfs_files(

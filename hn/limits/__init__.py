@@ -3,7 +3,7 @@
 import math
 import re
 
-from hn.config import Config, DataConfig
+from hn.config import Config, DataConfig, HubConfig
 from hn.errors import OptionError, shown
 from hn.limits.learning import learning_faults
 
@@ -204,8 +204,21 @@ def _crop_faults(data: DataConfig) -> list[str]:
     return []
 
 
+def hub_faults(hub: HubConfig) -> list[str]:
+    """What cannot work in how a run is to be published, one line each."""
+    if hub.push_to_hub and hub.hub_model_id is None:
+        return ["push_to_hub needs hub_model_id: give the repository, such as me/my_style"]
+    faults = []
+    if hub.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", hub.hub_license):
+        faults.append(
+            "hub_license must be a licence's id of small letters, digits and .-, such as mit; "
+            f"found {shown(hub.hub_license)}"
+        )
+    return faults
+
+
 def _combination_faults(config: Config) -> list[str]:
-    faults = _streaming_faults(config.data)
+    faults = [*_streaming_faults(config.data), *hub_faults(config.hub)]
     if not config.model.pretrained_model_name_or_path:
         faults.append(
             "pretrained_model_name_or_path is missing: give a diffusers folder or hub id, or "

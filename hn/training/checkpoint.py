@@ -116,10 +116,12 @@ class Checkpoints:
         self._saved_step = state.step
         self._accelerator.wait_for_everyone()
 
-    def publish(self, state: TrainingState, folder: Path) -> None:
-        """Put the finished artifact into the run's folder."""
-        if self._accelerator.is_main_process:
+    def publish(self, state: TrainingState, folder: Path, last_step: int) -> bool:
+        """Put the artifact into the run's folder, if it is finished; returns whether it is."""
+        finished = state.step >= last_step
+        if finished and self._accelerator.is_main_process:
             _write_artifacts(state, folder / self._name, self._optimizer_name)
+        return finished
 
     def _rotate(self) -> None:
         """Remove the oldest valid checkpoints beyond the limit, of which at least 2 stay."""

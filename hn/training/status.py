@@ -4,7 +4,9 @@ into 1.
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hn.storage import write_bytes
 from hn.training.checkpoint import TrainingState
@@ -19,6 +21,7 @@ class Status:
         self.folder = folder
         self.state: TrainingState | None = None
         self.main_process = main_process
+        self.notes: Callable[[], dict[str, Any]] = dict  # what else there is to say
 
     def write(self, state: str, exit_code: int, reason: str = "") -> None:
         """Write how it is ("running", "done", "interrupted", "failed") and the command that goes on
@@ -32,6 +35,7 @@ class Status:
             "exit_code": exit_code,
             "reason": reason,
             "resume_command": resume_command(self.folder, begun=state == "running"),
+            **self.notes(),
         }
         write_bytes(self.folder / "status.json", (json.dumps(content, indent=1) + "\n").encode())
 
