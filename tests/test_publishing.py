@@ -20,7 +20,7 @@ from hn.errors import HubError, ModelError, OptionError
 from hn.hub.checkpoints import fetch_checkpoint
 from hn.hub.publisher import Patience, Publisher
 from hn.hub.runs import SCRATCH, check_run_destination, push_run, read_settings
-from hn.training.checkpoint import TrainingState, fault
+from hn.training.checkpoint import MANIFEST, TrainingState, fault, manifest
 from hn.training.signals import Stop
 from tests import runs
 from tests.hub_server import READER, STRANGER, WRITER
@@ -386,6 +386,21 @@ def test_a_checkpoint_that_is_not_there(hub, run, which, kind, words):
     push_run(run, SAVES)
     with pytest.raises(kind, match=f"resume_from_checkpoint '{which}': .*{words}"):
         fetch_checkpoint(which)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"artifact": "../../x"}, "artifact"), ({"step": "6"}, "step"), ({"optimizer": []}, "optim")],
+)
+def test_a_state_of_another_form_is_refused(hub, run, change, words):
+    """Somebody else's: its manifest is right, what it says is not."""
+    folder = run / "checkpoints/step-00000006"
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, **change}))
+    (folder / MANIFEST).write_text(json.dumps(manifest(folder)))
+    push_run(run, ALL)
+    with pytest.raises(ModelError, match=f"state.json is not as we write it: {words}"):
+        fetch_checkpoint("hub:me/style")
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

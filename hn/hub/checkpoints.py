@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub.hf_api import RepoFile
 
 from hn.errors import ModelError, OptionError, UserError, shown
+from hn.hub_access import said
 from hn.hub_copies import Address, fetch
 from hn.training.checkpoint import MANIFEST, PREFIX, fault, list_checkpoints
 
@@ -33,10 +34,15 @@ class Checkpoint:
     def read(cls, folder: Path) -> "Checkpoint | None":
         """The checkpoint in this folder; None for one that is not whole, or gone meanwhile."""
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return cls(folder, int(folder.name.removeprefix(PREFIX)), dict(manifest))
+            manifest = cls.read_manifest(folder)
+            return cls(folder, int(folder.name.removeprefix(PREFIX)), manifest)
         except (OSError, ValueError, TypeError):
             return None
+
+    @staticmethod
+    def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+        """Its files. Raises `OSError`, `ValueError` or `TypeError`."""
+        return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
 
     def files(self, *, whole: bool) -> dict[str, str]:
         """Its files by path in the repository: those that users share, or all of them."""
@@ -134,7 +140,25 @@ def _fetched(address: Address) -> Path:
     damage = fault(folder)
     if damage is not None:
         raise ModelError(f"{name} of {address.repo_id} cannot be used: {damage}")
+    _check_state(folder)
     return folder
+
+
+def _check_state(folder: Path) -> None:
+    """Refuse a state that somebody else wrote in another form. Raises `ModelError`."""
+    kinds = {"step": int, "artifact": str, "fingerprint": dict, "optimizer": dict, "streams": list}
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        wrong = [name for name, kind in kinds.items() if not isinstance(state[name], kind)]
+        if f"{state['artifact']}.safetensors" not in Checkpoint.read_manifest(folder):
+            wrong.append("artifact")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"{folder.name}/state.json is not as we write it: {said(error)}"
+        ) from error
+    wrong += [name for name in ("scaler",) if name not in state]
+    if wrong:
+        raise ModelError(f"{folder.name}/state.json is not as we write it: {', '.join(wrong)}")
 
 
 def _link(source: str, target: str) -> None:
