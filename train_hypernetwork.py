@@ -26,6 +26,7 @@ from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
 from hn.evaluation.heldout import Heldout
 from hn.training import optimizers
+from hn.training.best import LINK as BEST
 from hn.training.checkpoint import TrainingState
 from hn.training.preview import Preview
 from hn.training.signals import Stop
@@ -63,7 +64,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     checkpoints = build.build_checkpoints(config, accelerator, status.folder, guard)
 
     hypernetwork.train()
-    while state.step < rates.end and not stop.requested():
+    while state.step < rates.end and not heldout.settled(state) and not stop.requested():
         rate = optimizers.set_rate(optimizer, rates.rate(state.step))
         for batch in batches.at(state.step):
             with accelerator.accumulate(denoiser):
@@ -86,11 +87,12 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
         checkpoints(state)
         publisher(state)
 
+    finished = heldout.finish(state, rates.end)
     checkpoints.save(state)
     if not stop.in_a_hurry:
         look(state, preview, heldout)
     reporter.close()
-    finished = checkpoints.publish(state, status.folder, rates.end)
+    checkpoints.publish(state, status.folder, finished=finished)
     publisher.close(stop, finished=finished)
     print_summary(status, heldout)
     return finished
@@ -118,6 +120,10 @@ def print_summary(status: Status, heldout: Heldout) -> None:
         print(f"curves         tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}")
     for name, comparison in heldout.last.items():
         print(f"held-out loss  {name + ': ' if name else ''}{comparison}")
+    if (folder / "checkpoints" / BEST).is_symlink():
+        print(f"best           {(folder / 'checkpoints' / BEST).resolve()}")
+    if status.remark:
+        print(status.remark)
 
 
 def main(config: Config) -> int:

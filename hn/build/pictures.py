@@ -1,5 +1,6 @@
 """From the pictures to batches and to what is learnt from them."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -11,6 +12,7 @@ from datasets import Dataset
 
 from hn.build.processes import build_layout, build_workers
 from hn.build.prompts import build_prompts, encode_prompts
+from hn.build.splitting import divide
 from hn.build.streams import build_stream, build_streamed_batches
 from hn.config import Config
 from hn.data.batches import Batches
@@ -27,10 +29,10 @@ from hn.data.pictures.images import load_examples, read_configured_folder
 from hn.data.streaming.batches import StreamedBatches
 from hn.data.streaming.stream import Stream
 from hn.data.words.captions import load_template
-from hn.data.words.prompts import check_captions
+from hn.data.words.prompts import Prompts, check_captions
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.layout import check_layout
-from hn.evaluation.heldout import Pictures
+from hn.evaluation.paired import Pictures
 from hn.storage import prove_writable
 
 
@@ -65,6 +67,11 @@ def build_datasets(config: Config, accelerator: Accelerator) -> Datasets:
             train = load_examples(data)
             print(check_captions(train, template, data))
         check_pictures(train, known("train"))
+        if data.validation_split:
+            with said_once(accelerator):
+                division = divide(train, data.validation_split, config.training.seed)
+                print(division)
+            return Datasets(division.train, division.held_out)
     if data.validation_data_dir is None:
         return Datasets(train)
     with said_once(accelerator):
@@ -164,18 +171,28 @@ def build_held_out(
     """The held-out pictures encoded, if there are any: the centre of each, or all of it."""
     cached = config.data.cached_data_dir is not None and cache.index_path("validation").is_file()
     if datasets.held_out is None and not cached:
+        if config.data.cached_data_dir is None and accelerator.is_main_process:
+            # left by a run that held out what this one trains on
+            cache.index_path("validation").unlink(missing_ok=True)
         return None
     latents = build_latents(config, accelerator, datasets.held_out, base, cache, "validation")
-    written = build_prompts(config, latents.index)
-    prompts = [written.plain(picture)[0] for picture in range(len(written))]
-    contexts.cache(prompts, build_workers(accelerator))
-    rows = range(len(latents))
+    pictures = pictures_of(latents, build_prompts(config, latents.index), contexts)
+    contexts.cache(pictures.prompts, build_workers(accelerator))
+    return pictures
+
+
+def pictures_of(
+    latents: Latents, written: Prompts, contexts: Contexts, rows: Sequence[int] | None = None
+) -> Pictures:
+    """What is measured of some pictures, or all: their first variants, with plain prompts."""
+    rows = range(len(latents)) if rows is None else rows
     weights = [latents.weights([row], [0]) for row in rows]  # their sizes may differ
     return Pictures(
-        [latents.moments(row)[0] for row in rows],
-        [each[0] for each in weights if each is not None] or None,
-        prompts,
-        contexts,
+        latents=[latents.moments(row)[0] for row in rows],
+        loss_weights=[each[0] for each in weights if each is not None] or None,
+        prompts=[written.plain(row)[0] for row in rows],
+        names=[latents.index.words[row]["name"] for row in rows],
+        contexts=contexts,
     )
 
 

@@ -21,7 +21,7 @@ from hn.limits.learning import is_schedule_free
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
-from hn.training.checkpoint import Checkpoints, TrainingState, find, restore
+from hn.training.checkpoint import Checkpoints, TrainingState, find, path_of, restore
 from hn.training.guard import Guard
 from hn.training.reporter import Reporter
 from hn.training.status import Status
@@ -92,6 +92,8 @@ def build_state(
         path = find(status.folder / "checkpoints", which)
         with _changes_named(status.folder, batches):
             restore(path, state, accelerator.process_index)
+        if config.output.keep_best and state.best.step is not None:
+            state.best.forget_unsaved(path_of(status.folder / "checkpoints", state.best.step))
         accelerator.print(f"resumed from {path} at step {state.step}")
     elif isinstance(batches, Batches) and accelerator.is_main_process:
         changes.keep(batches.index, status.folder)
@@ -189,6 +191,7 @@ def build_checkpoints(
         config.network.name,
         every=config.output.checkpointing_steps,
         limit=config.output.checkpoints_total_limit,
+        keep_best=config.output.keep_best,
         optimizer_name=config.optimizer.optimizer if config.output.save_optimizer_state else None,
         confirm=guard.confirm,
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,19 @@ def alike(fingerprints: dict[str, Fingerprint]) -> list[list[str]]:
     for number, name in enumerate(names):
         groups[_leader(leaders, number)].append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def resembling(one: Fingerprint, others: Sequence[Fingerprint]) -> bool:
+    """Whether the pixels of a picture are those of another, or its fingerprint differs little.
+
+    Pictures without edges, such as those of one colour, resemble nothing but their equals.
+    """
+    if not others:
+        return False
+    equal = any(one.pixels == other.pixels for other in others)
+    bits = np.bitwise_count(np.stack([it.shape for it in others]) ^ one.shape).sum(axis=1)
+    levels = np.abs(np.stack([it.colours for it in others]) - one.colours).mean(axis=1)
+    return equal or bool(one.shape.any() and ((bits <= BITS) & (levels <= LEVELS)).any())
 
 
 def _join(leaders: list[int], one: int, other: int) -> None:

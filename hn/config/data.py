@@ -40,6 +40,10 @@ class DataConfig:
     is drawn for every sample."""
     validation_data_dir: str | None = None
     """Folder of pictures not trained on, for the held-out loss against the base model."""
+    validation_split: float = 0.0
+    """Hold out some of the training pictures instead: a share such as 0.1, or a number such as 20.
+    Which ones follows from their content and the seed; what resembles them is not trained on
+    either."""
     resolution: tuple[int, ...] = (512,)
     """Size of the training pictures in pixels: one number for squares, or width and height."""
     resize_mode: Literal["bucket", "crop", "pad", "stretch"] = "crop"

@@ -166,6 +166,9 @@ class OutputConfig:
     """Save a checkpoint every so many steps, and always at the end; 0: only at the end."""
     checkpoints_total_limit: int | None = None
     """Keep only the newest so many checkpoints, at least 2."""
+    keep_best: bool = False
+    """Save a checkpoint whenever the held-out loss is the lowest so far, and never remove the best:
+    checkpoints/best leads to it."""
     save_optimizer_state: bool = False
     """Write .pt.optim beside each .pt too, to go on in the web UI."""
     resume_from_checkpoint: str | None = None
@@ -185,6 +188,9 @@ class ValidationConfig:
     """Prompts to draw."""
     validation_steps: int = 500
     """Draw and measure every so many steps, and at the end; 0: only at the end."""
+    early_stop_patience: int = 0
+    """End the run after so many measurements in a row without a held-out loss that is lower beyond
+    doubt (paired, 95 %); 0: never."""
     validation_strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Columns of the preview grid."""
     validation_negative_prompt: str = ""

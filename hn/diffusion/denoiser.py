@@ -71,12 +71,13 @@ class Denoiser(nn.Module):
         returned, and not kept, because every wrapper looks for gradients in what is returned.
         """
         if self._residuals is None or not self.hypernetwork.training:
-            return self._predict(noisy, timesteps, condition), noisy.new_zeros(())
+            return self.predict(noisy, timesteps, condition), noisy.new_zeros(())
         with self._residuals.noted():
-            prediction = self._predict(noisy, timesteps, condition)
+            prediction = self.predict(noisy, timesteps, condition)
         return prediction, self._residuals.mean()
 
-    def _predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """The prediction (B, C, h, w) alone, for what is not trained by it."""
         dtype = self.unet.dtype
         return self.unet(
             noisy.to(dtype),

@@ -1,72 +1,29 @@
-"""The held-out loss: pictures that were not trained on, with and without the hypernetwork, on the
-same noise.
-
-The same picture, noise and timestep on both sides: what is left of the difference is the
-hypernetwork.
+"""The held-out loss while training: pictures that were not trained on, with and without the
+hypernetwork, on the same noise.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from tqdm import tqdm
 
-from hn import rng
 from hn.config import Config
-from hn.data.cache.contexts import Contexts
-from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.denoiser import Denoiser
+from hn.evaluation import paired
+from hn.evaluation.paired import Comparison, Pictures
+from hn.training.best import Best
 from hn.training.checkpoint import TrainingState
 from hn.training.reporter import Reporter
-
-DRAWS = 4  # timesteps per picture, one from each quarter of the schedule
-BATCH = 8
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Mean losses on the same draws, and the standard error of their paired difference."""
-
-    loss: float
-    base_loss: float
-    difference_error: float
-
-    @property
-    def gain(self) -> float:
-        """How much of the base model's loss is gone: 0 is no better, negative is worse."""
-        return 1 - self.loss / self.base_loss
-
-    def __str__(self) -> str:
-        error = f"\u00b1 {self.difference_error:.4f}"
-        return f"{self.loss:.4f}, base model {self.base_loss:.4f} ({error} between them)"
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Held-out pictures; their loss is weighted as in training, so by their alpha if that is."""
-
-    latents: list[Tensor]  # N times (C, h, w)
-    loss_weights: list[Tensor] | None  # N times (1, h, w)
-    prompts: list[str]
-    contexts: Contexts
-
-    def batches(self) -> Iterator[list[int]]:
-        """Rows to measure at once: each picture makes `DRAWS`, and those at once have one size."""
-        by_size: dict[torch.Size, list[int]] = {}
-        for picture, latents in enumerate(self.latents):
-            rows = range(picture * DRAWS, (picture + 1) * DRAWS)
-            by_size.setdefault(latents.shape, []).extend(rows)
-        for rows in by_size.values():
-            yield from (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
 
 
 class Heldout:
     """Measures when it is due, on the main process, with fixed noise and timesteps.
 
-    Without `pictures` it measures nothing.
+    What it finds the best is noted in the state, on every process. Without `pictures` it measures
+    nothing.
     """
 
     def __init__(
@@ -78,12 +35,14 @@ class Heldout:
         config: Config,
         reporter: Reporter,
     ) -> None:
-        self._pictures = pictures if accelerator.is_main_process else None
+        self._pictures = pictures
+        self._main = accelerator.is_main_process
         self._seed = config.training.seed
         self._base = base
         self._denoiser = denoiser
         self._reporter = reporter
         self._every = config.validation.validation_steps
+        self._patience = config.validation.early_stop_patience
         self._measured_step = -1
         self._base_losses: Tensor | None = None
         self.last: dict[str, Comparison] = {}  # by the name of the view
@@ -91,64 +50,101 @@ class Heldout:
     def __call__(self, state: TrainingState) -> None:
         """Measure if this step is due."""
         if self._every and state.step % self._every == 0:
-            self.measure(state)
+            self.conclude(state)
 
-    def measure(self, state: TrainingState) -> None:
-        """Compare strength 1 with strength 0 and report it, unless this step was measured.
+    def conclude(self, state: TrainingState) -> None:
+        """Measure, unless this step was measured, and note whether it is the best so far.
 
-        An average of the weights is measured beside them, on the same draws.
+        All processes must call it at the same steps.
         """
         if self._pictures is None or self._measured_step == state.step:
             return
+        losses = self.measure(state)
+        means: list[Any] = [None if losses is None else losses.mean(1).tolist()]
+        note(state.best, state.step, *broadcast_object_list(means))
+
+    def measure(self, state: TrainingState) -> Tensor | None:
+        """Compare strength 1 with strength 0 and report it, unless this step was measured.
+
+        Returns the losses (N, draws) on the main process.
+        """
+        if self._pictures is None or self._measured_step == state.step:
+            return None
         self._measured_step = state.step
+        if not self._main:
+            return None
         if self._base_losses is None:
             self._base_losses = self._losses(self._pictures, 0.0)
         values = {"heldout_base_loss": float(self._base_losses.mean())}
+        losses = {}
         for view in state.averages:
             with view.applied():
-                losses = self._losses(self._pictures, 1.0)
-            found = _compare(losses, self._base_losses)
-            stem = f"heldout{view.tail}".replace("-", "_")
-            values |= {
-                f"{stem}_loss": found.loss,
-                f"{stem}_gain": found.gain,
-                f"{stem}_difference_error": found.difference_error,
-            }
-            self.last[view.name] = found
+                losses[view.name] = self._losses(self._pictures, 1.0)
+            values |= self._numbers(f"heldout{view.tail}".replace("-", "_"), losses[view.name])
+            self.last[view.name] = Comparison.of(losses[view.name], self._base_losses)
         self._reporter.scalars(values, state.step)
+        return losses[""]
 
-    @torch.no_grad()
-    def _losses(self, pictures: Pictures, strength: float) -> Tensor:
-        """The loss (N * DRAWS,) of every draw."""
-        losses = torch.empty(len(pictures.latents) * DRAWS)
-        with self._denoiser.attachment.at_strength(strength):
-            for rows in tqdm([*pictures.batches()], "held-out loss", leave=False):
-                losses[rows] = self._measure(pictures, rows)
-        return losses
+    def settled(self, state: TrainingState) -> bool:
+        """Whether the held-out loss has not fallen for as long as is allowed."""
+        best = state.best
+        if not self._patience or best.waited < self._patience:
+            return False
+        state.ending = (
+            f"ended at step {state.step}: the held-out loss did not fall beyond doubt in "
+            f"{best.waited} measurements (early_stop_patience {self._patience}); the lowest, "
+            f"{best.loss}, was at step {best.step}"
+        )
+        return True
 
-    def _measure(self, pictures: Pictures, rows: list[int]) -> Tensor:
-        """The loss (B,) of these draws, each with noise of its own and from its part of the
-        timesteps.
+    def finish(self, state: TrainingState, last_step: int) -> bool:
+        """Whether training has come to its end; then this step counts as measured.
+
+        Where a signal came it does not: the run that goes on must be as one that was not stopped.
         """
-        alphas, device = self._base.alphas_cumprod, self._base.device
-        numbers = [row // DRAWS for row in rows]
-        latents = torch.stack([pictures.latents[number] for number in numbers])
-        generators = [rng.generator(self._seed, "heldout", row) for row in rows]
-        noise = objective.sample_noise(tuple(latents.shape[1:]), generators)
-        part = len(alphas) // DRAWS
-        within = objective.sample_timesteps(part, generators)
-        timesteps = within + torch.tensor(rows) % DRAWS * part
-        noisy = objective.add_noise(latents, noise, timesteps, alphas)
-        target = objective.target(latents, noise, timesteps, alphas, self._base.prediction)
-        condition = Condition(pictures.contexts.stack([pictures.prompts[it] for it in numbers]))
-        prediction, _ = self._denoiser(noisy.to(device), timesteps.to(device), condition)
-        weights = pictures.loss_weights
-        chosen = None if weights is None else torch.stack([weights[it] for it in numbers])
-        return objective.loss_per_sample(prediction.cpu(), target, chosen)
+        finished = state.step >= last_step or self.settled(state)
+        if finished:
+            self.conclude(state)
+        return finished
+
+    def _losses(self, pictures: Pictures, strength: float) -> Tensor:
+        with self._denoiser.attachment.at_strength(strength):
+            return paired.losses(pictures, self._denoiser.predict, self._base, self._seed)
+
+    def _numbers(self, stem: str, losses: Tensor) -> dict[str, float]:
+        """What is reported of the losses (N, draws) of a view, by tags that begin with `stem`."""
+        assert self._base_losses is not None
+        comparison = Comparison.of(losses, self._base_losses)
+        difference, each = comparison.difference, paired.bands(losses, self._base_losses)
+        spans = paired.edges(len(self._base.alphas_cumprod))
+        ends = {f"{stem}_difference_{end}": it for end, it in difference.as_json().items()}
+        if ends:  # not of one picture
+            ends[f"{stem}_difference_error"] = difference.error
+        gains = {
+            f"{stem}_gain_{start}_{end}": band.gain
+            for (start, end), band in zip(spans, each, strict=True)
+        }
+        return {f"{stem}_loss": comparison.loss, f"{stem}_gain": comparison.gain, **ends, **gains}
 
 
-def _compare(losses: Tensor, base_losses: Tensor) -> Comparison:
-    """Of losses (N * DRAWS,) on the same draws."""
-    difference = losses - base_losses
-    error = float(difference.std() / len(difference) ** 0.5)
-    return Comparison(float(losses.mean()), float(base_losses.mean()), error)
+def note(best: Best, step: int, means: list[float]) -> None:
+    """Note what was measured at a step: `means` (N,) are the losses of the pictures.
+
+    The best is what is lowest. What counts for patience is lower beyond doubt (95 %, paired by
+    picture, on the same noise) than when it last was: slow progress adds up until it counts.
+    """
+    now = torch.tensor(means, dtype=torch.float64)
+    if not bool(now.isfinite().all()):
+        best.waited += 1
+        return
+    loss = float(now.mean())
+    if best.loss is None or loss < best.loss:
+        best.step, best.loss = step, loss
+    if not best.reference:
+        best.reference = means
+        return
+    change = Comparison.of(now[:, None], torch.tensor(best.reference)[:, None])
+    if change.difference.high < 0:
+        best.reference, best.waited = means, 0
+    else:
+        best.waited += 1

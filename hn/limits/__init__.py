@@ -56,6 +56,7 @@ def _range_faults(config: Config) -> list[str]:
         "lr_warmup_steps": optimizer.lr_warmup_steps,
         "checkpointing_steps": output.checkpointing_steps,
         "validation_steps": validation.validation_steps,
+        "early_stop_patience": validation.early_stop_patience,
         "seed": training.seed,
     }
     shares = {"tag_dropout": data.tag_dropout, "caption_dropout": data.caption_dropout}
@@ -167,6 +168,40 @@ def _source_faults(data: DataConfig) -> list[str]:
     return faults
 
 
+def _held_out_faults(config: Config) -> list[str]:
+    """What does not go with held-out pictures, or needs them."""
+    data, split, faults = config.data, config.data.validation_split, []
+    if split and not (0 < split < 1 or (split >= 1 and split == int(split))):
+        faults.append(
+            f"validation_split must be a share below 1 or a whole number of pictures; found {split}"
+        )
+    if split and data.validation_data_dir:
+        faults.append("validation_data_dir and validation_split both hold out: give one of the two")
+    if split and data.streaming:
+        faults.append(
+            "validation_split divides pictures that are known beforehand, streaming knows none: "
+            "give held-out ones in validation_data_dir"
+        )
+    if split and data.cached_data_dir:
+        faults.append(
+            "validation_split divides pictures, but those of cached_data_dir are encoded already: "
+            "leave it out, and make the cache with it instead"
+        )
+    held_out = split or data.validation_data_dir or data.cached_data_dir
+    needing = {
+        "keep_best": config.output.keep_best,
+        "early_stop_patience": config.validation.early_stop_patience,
+    }
+    for name in (name for name, value in needing.items() if value):
+        if not held_out:
+            faults.append(
+                f"{name} goes by the held-out loss: give validation_split or validation_data_dir"
+            )
+        if not config.validation.validation_steps:
+            faults.append(f"{name} goes by what is measured while training: give validation_steps")
+    return faults
+
+
 def _streaming_faults(data: DataConfig) -> list[str]:
     default = DataConfig()
     if not data.streaming:
@@ -226,6 +261,7 @@ def _combination_faults(config: Config) -> list[str]:
         )
     faults += _source_faults(config.data)
     faults += _crop_faults(config.data)
+    faults += _held_out_faults(config)
     name = config.network.name
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):
         faults.append(

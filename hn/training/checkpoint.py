@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from hn.network.module import Hypernetwork
 from hn.storage import sync_folder, write_bytes
 from hn.training import artifacts
 from hn.training.averages import Averages
+from hn.training.best import Best, link
 from hn.training.trees import flatten, unflatten
 
 PREFIX = "step-"
@@ -58,7 +59,8 @@ class TrainingState:
     """Everything that changes while training. `step` counts optimizer steps, absolute over resumes.
 
     `fingerprint`: the settings that make the run what it is, by name; a resumed run must have the
-    same. `stream`: what the pictures come from, where that is no function of the step.
+    same. `stream`: what the pictures come from, where that is no function of the step. `best`: what
+    was measured on held-out pictures. `ending`: why it ended before its last step.
     """
 
     hypernetwork: Hypernetwork
@@ -68,6 +70,8 @@ class TrainingState:
     fingerprint: dict[str, Any] = field(default_factory=dict)
     stream: Resumable | None = None
     averages: Averages = field(default_factory=Averages)
+    best: Best = field(default_factory=Best)
+    ending: str = ""
 
     def advance(self) -> None:
         """Count a finished step, and take it into the averages."""
@@ -76,7 +80,10 @@ class TrainingState:
 
 
 class Checkpoints:
-    """Saves when it is due, keeps the newest `limit`, and finds the one to resume from."""
+    """Saves when it is due, keeps the newest `limit`, and finds the one to resume from.
+
+    With `keep_best` the best is saved, too, stays, and has a link of that name.
+    """
 
     def __init__(
         self,
@@ -86,6 +93,7 @@ class Checkpoints:
         *,
         every: int,
         limit: int | None,
+        keep_best: bool = False,
         optimizer_name: str | None = None,
         confirm: Callable[[], None] = lambda: None,
     ) -> None:
@@ -94,42 +102,50 @@ class Checkpoints:
         self._name = name
         self._every = every
         self._limit = limit
+        self._keep_best = keep_best
         self._optimizer_name = optimizer_name  # whose state is written for the web UI, too
         self._confirm = confirm  # raises if what would be saved is spoilt
         self._saved_step = -1
 
     def __call__(self, state: TrainingState) -> None:
         """Save if this step is due."""
-        if self._every and state.step % self._every == 0:
+        best = self._keep_best and state.step == state.best.step
+        if best or (self._every and state.step % self._every == 0):
             self.save(state)
 
     def save(self, state: TrainingState) -> None:
         """Save the state, unless this step is saved; the main process writes, all wait for it."""
-        path = self._folder / f"{PREFIX}{state.step:08d}"
+        path = path_of(self._folder, state.step)
         self._confirm()
         state.hypernetwork.describe(step=state.step)
         if self._saved_step != state.step:
             streams = [] if state.stream is None else gather_object([state.stream.state()])
             if self._accelerator.is_main_process:
                 write_checkpoint(path, state, self._name, self._optimizer_name, streams)
-                self._rotate()
+                self._rotate(self._link_best(state.best.step))
         self._saved_step = state.step
         self._accelerator.wait_for_everyone()
 
-    def publish(self, state: TrainingState, folder: Path, last_step: int) -> bool:
-        """Put the artifact into the run's folder, if it is finished; returns whether it is."""
-        finished = state.step >= last_step
+    def publish(self, state: TrainingState, folder: Path, *, finished: bool) -> None:
+        """Put the artifact into the run's folder, if it is finished."""
         if finished and self._accelerator.is_main_process:
             _write_artifacts(state, folder / self._name, self._optimizer_name)
-        return finished
 
-    def _rotate(self) -> None:
+    def _link_best(self, step: int | None) -> Path | None:
+        """The best checkpoint, which is to stay, with the link that leads to it."""
+        if not self._keep_best or step is None:
+            return None
+        link(path_of(self._folder, step))
+        return path_of(self._folder, step)
+
+    def _rotate(self, best: Path | None) -> None:
         """Remove the oldest valid checkpoints beyond the limit, of which at least 2 stay."""
         if self._limit is None:
             return
         valid = [path for path in list_checkpoints(self._folder) if fault(path) is None]
         for path in valid[: -max(2, self._limit)]:
-            shutil.rmtree(_set_aside(path))
+            if path != best:
+                shutil.rmtree(_set_aside(path))
 
 
 def write_checkpoint(
@@ -214,7 +230,13 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
         state.scaler.load_state_dict(saved["scaler"])
     if state.stream is not None:
         state.stream.restore(saved["streams"][process])
+    state.best = Best(**saved["best"])
     state.step = saved["step"]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, among those of a run."""
+    return folder / f"{PREFIX}{step:08d}"
 
 
 def find(folder: Path, which: str) -> Path:
@@ -269,6 +291,7 @@ def _describe(
         "step": state.step,
         "artifact": artifact,
         "fingerprint": state.fingerprint,
+        "best": asdict(state.best),
         "scaler": None if state.scaler is None else state.scaler.state_dict(),
         "optimizer": optimizer,
         "streams": list(streams),

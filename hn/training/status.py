@@ -15,13 +15,18 @@ LAUNCH = "accelerate launch train_hypernetwork.py"
 
 
 class Status:
-    """Writes the file on the main process; `state` is watched for its step once there is one."""
+    """Writes the file on the main process; `state` is watched once there is one."""
 
     def __init__(self, folder: Path, *, main_process: bool) -> None:
         self.folder = folder
         self.state: TrainingState | None = None
         self.main_process = main_process
         self.notes: Callable[[], dict[str, Any]] = dict  # what else there is to say
+
+    @property
+    def remark(self) -> str:
+        """Why training ended before its last step."""
+        return self.state.ending if self.state else ""
 
     def write(self, state: str, exit_code: int, reason: str = "") -> None:
         """Write how it is ("running", "done", "interrupted", "failed") and the command that goes on
@@ -33,7 +38,7 @@ class Status:
             "state": state,
             "step": self.state.step if self.state else 0,
             "exit_code": exit_code,
-            "reason": reason,
+            "reason": reason or self.remark,
             "resume_command": resume_command(self.folder, begun=state == "running"),
             **self.notes(),
         }

@@ -25,7 +25,7 @@ from hn.data.pictures.decoding import survey
 from hn.data.pictures.images import examples_of, load_examples
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.objective import Objective
-from hn.evaluation import heldout
+from hn.evaluation import paired
 from tests import runs, streamed, tiny
 
 TOOL = [*runs.PYTHON[:1], str(runs.ROOT / "tools/cache_latents.py")]
@@ -342,25 +342,25 @@ def test_held_out_pictures_of_many_sizes_are_measured_as_one_by_one(
     changes = {"resize_mode": mode, "max_train_steps": 2, "latent_cache_dir": tmp_path / "cache"}
     changes |= {"validation_data_dir": held_out, **crops}
     measured = []
-    measure = heldout.Heldout._measure
+    measure = paired.measure
 
-    def noted(self, pictures, rows):
+    def noted(pictures, rows, *others):
         measured.append(rows)
-        return measure(self, pictures, rows)
+        return measure(pictures, rows, *others)
 
-    monkeypatch.setattr(heldout.Heldout, "_measure", noted)
+    monkeypatch.setattr(paired, "measure", noted)
     assert runs.train_here(flags(model, table, tmp_path / "at-once", **changes)) == 0
     at_once = runs.metrics(tmp_path / "at-once/run")[-1]
-    assert max(map(len, measured)) == heldout.BATCH
+    assert max(map(len, measured)) == paired.BATCH
     # with and without, of 7 pictures: 3 squares take two batches
     assert len(measured) == 2 * (2 + 1 + 1 + 1 if mode == "bucket" else 4)
     measured.clear()
-    monkeypatch.setattr(heldout, "BATCH", 1)
+    monkeypatch.setattr(paired, "BATCH", 1)
     cached = {"train_folders": None, "validation_data_dir": None, "latent_cache_dir": None}
     cached |= {"cached_data_dir": tmp_path / "cache"} | dict.fromkeys(("resolution", *SHAPING))
     arguments = flags(model, table, tmp_path / "alone", **{**changes, **cached})
     assert runs.train_here(arguments) == 0
-    assert len(measured) == 2 * 7 * heldout.DRAWS
+    assert len(measured) == 2 * 7 * paired.DRAWS
     one_by_one = runs.metrics(tmp_path / "alone/run")[-1]
     for name in ("heldout_loss", "heldout_base_loss"):
         assert one_by_one[name] == pytest.approx(at_once[name], rel=1e-6)
