@@ -6,7 +6,7 @@ hypernetwork. A picture is drawn `draws` times, once from each of as many parts 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -86,7 +86,25 @@ def losses(
 def measure(
     pictures: Pictures, rows: list[int], draws: int, predict: Predict, base: BaseModel, seed: int
 ) -> Tensor:
-    """The loss (B,) of these draws, each with noise of its own and from its part of the timesteps.
+    """The loss (B,) of these draws."""
+    drawn = draw(pictures, rows, draws, base, seed)
+    prediction = predict(drawn.noisy.to(base.device), drawn.timesteps.to(base.device), drawn.of)
+    weights = pictures.loss_weights
+    chosen = None if weights is None else torch.stack([weights[row // draws] for row in rows])
+    return objective.loss_per_sample(prediction.cpu(), drawn.target, chosen)
+
+
+class Draws(NamedTuple):
+    """Noisy latents, their targets (B, C, h, w), timesteps (B,), and what the pictures show."""
+
+    noisy: Tensor
+    target: Tensor
+    timesteps: Tensor
+    of: Condition
+
+
+def draw(pictures: Pictures, rows: list[int], draws: int, base: BaseModel, seed: int) -> Draws:
+    """Each with noise of its own and from its part of the timesteps.
 
     Row `picture * draws + draw` is of that picture.
     """
@@ -98,11 +116,8 @@ def measure(
     timesteps = timesteps_of(parts, draws, len(base.alphas_cumprod), generators)
     noisy = objective.add_noise(latents, noise, timesteps, base.alphas_cumprod)
     target = objective.target(latents, noise, timesteps, base.alphas_cumprod, base.prediction)
-    condition = Condition(pictures.contexts.stack([pictures.prompts[it] for it in numbers]))
-    prediction = predict(noisy.to(base.device), timesteps.to(base.device), condition)
-    weights = pictures.loss_weights
-    chosen = None if weights is None else torch.stack([weights[it] for it in numbers])
-    return objective.loss_per_sample(prediction.cpu(), target, chosen)
+    context = pictures.contexts.stack([pictures.prompts[number] for number in numbers])
+    return Draws(noisy, target, timesteps, Condition(context))
 
 
 def timesteps_of(
@@ -124,17 +139,25 @@ class Comparison:
     loss: float
     base_loss: float
     difference: Interval
+    remaining: Interval  # loss / base_loss
 
     @classmethod
     def of(cls, losses: Tensor, base_losses: Tensor) -> Self:
-        """Of the losses (N, D) of the same draws."""
-        difference = of_mean((losses.double() - base_losses.double()).mean(1))
-        return cls(float(losses.mean()), float(base_losses.mean()), difference)
+        """Of the losses (N, D) of the same draws.
+
+        The interval of what remains is that of a ratio of means (Cochran, Sampling Techniques, 6):
+        pictures differ a lot in how hard they are for the base model, and much less in the share.
+        """
+        now, base = losses.double().mean(1), base_losses.double().mean(1)
+        ratio = float(now.mean() / base.mean())
+        spread = of_mean(now - ratio * base)
+        remaining = Interval(ratio, spread.error / float(base.mean()), spread.width)
+        return cls(float(now.mean()), float(base.mean()), of_mean(now - base), remaining)
 
     @property
     def gain(self) -> float:
         """How much of the base model's loss is gone: 0 is no better, negative is worse."""
-        return 1 - self.loss / self.base_loss
+        return 1 - self.remaining.mean
 
     def __str__(self) -> str:
         error = f"\u00b1 {self.difference.error:.4f}"

@@ -122,7 +122,7 @@ class Checkpoints:
             streams = [] if state.stream is None else gather_object([state.stream.state()])
             if self._accelerator.is_main_process:
                 write_checkpoint(path, state, self._name, self._optimizer_name, streams)
-                self._rotate(self._link_best(state.best.step))
+                self._rotate(state.best.step if self._keep_best else None)
         self._saved_step = state.step
         self._accelerator.wait_for_everyone()
 
@@ -131,20 +131,15 @@ class Checkpoints:
         if finished and self._accelerator.is_main_process:
             _write_artifacts(state, folder / self._name, self._optimizer_name)
 
-    def _link_best(self, step: int | None) -> Path | None:
-        """The best checkpoint, which is to stay, with the link that leads to it."""
-        if not self._keep_best or step is None:
-            return None
-        link(path_of(self._folder, step))
-        return path_of(self._folder, step)
-
-    def _rotate(self, best: Path | None) -> None:
-        """Remove the oldest valid checkpoints beyond the limit, of which at least 2 stay."""
+    def _rotate(self, best: int | None) -> None:
+        """Link to the best; remove the oldest valid ones beyond the limit, of which 2 stay."""
+        if best is not None:
+            link(path_of(self._folder, best))
         if self._limit is None:
             return
         valid = [path for path in list_checkpoints(self._folder) if fault(path) is None]
         for path in valid[: -max(2, self._limit)]:
-            if path != best:
+            if best is None or path != path_of(self._folder, best):
                 shutil.rmtree(_set_aside(path))
 
 

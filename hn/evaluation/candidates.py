@@ -1,0 +1,51 @@
+"""The checkpoints of a run, as artifacts to evaluate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hn.errors import ModelError
+from hn.network import files
+from hn.network.module import Hypernetwork
+from hn.training.checkpoint import fault, list_checkpoints
+
+EMA = "-ema"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An artifact: `kind` is "raw" for the weights that were trained, "ema" for their average."""
+
+    step: int
+    kind: str
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """Its step, and its kind where that is not the usual one."""
+        return f"{self.step}" if self.kind == "raw" else f"{self.step} ({self.kind})"
+
+    def load(self) -> Hypernetwork:
+        """Read it. Raises `ModelError`."""
+        return files.load(self.path)
+
+
+def find_candidates(run: Path) -> list[Candidate]:
+    """All artifacts in the valid checkpoints of a run, by step; damaged ones are named.
+
+    Raises `ModelError` if there is none.
+    """
+    found: list[Candidate] = []
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        damage = fault(checkpoint)
+        if damage is not None:
+            print(f"{checkpoint} is passed over: {damage}")
+            continue
+        step = int(checkpoint.name.rpartition("-")[2])
+        for path in sorted(checkpoint.glob("*.safetensors"), key=lambda it: it.stem.endswith(EMA)):
+            found.append(Candidate(step, "ema" if path.stem.endswith(EMA) else "raw", path))
+    if not found:
+        raise ModelError(
+            f"{run} has no checkpoint to evaluate: give the folder of a run that has saved, such "
+            "as runs/demo"
+        )
+    return found
