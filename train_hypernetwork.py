@@ -27,8 +27,6 @@ from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserErro
 from hn.evaluation.heldout import Heldout
 from hn.training import optimizers
 from hn.training.best import LINK as BEST
-from hn.training.checkpoint import TrainingState
-from hn.training.preview import Preview
 from hn.training.signals import Stop
 from hn.training.status import Status, resume_command
 
@@ -57,14 +55,13 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     reporter = build.build_reporter(
         config, accelerator, status.folder, state, batches, guard, rates.end
     )
-    preview = Preview(
-        accelerator, painter, plain.attachment, config.validation, status.folder, reporter
+    observers = build.build_observers(
+        config, accelerator, base, plain, painter, held_out, status.folder, reporter
     )
-    heldout = Heldout(accelerator, base, plain, held_out, config, reporter)
     checkpoints = build.build_checkpoints(config, accelerator, status.folder, guard)
 
     hypernetwork.train()
-    while state.step < rates.end and not heldout.settled(state) and not stop.requested():
+    while state.step < rates.end and not observers.settled(state) and not stop.requested():
         rate = optimizers.set_rate(optimizer, rates.rate(state.step))
         for batch in batches.at(state.step):
             with accelerator.accumulate(denoiser):
@@ -76,32 +73,26 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
                 loss = objective.loss(prediction, problem, residual)
                 accelerator.backward(loss)
                 reporter.add(loss)
+                observers.residuals.add(problem.noisy, problem.timesteps, batch.context)
         norm = guard.clip(state.step)
         optimizer.step()
         guard.check(optimizer.step_was_skipped, state.step)
         optimizer.zero_grad()
         state.advance()
         reporter(state, rate, norm)
-        preview(state)
-        heldout(state)
+        observers(state)
         checkpoints(state)
         publisher(state)
 
-    finished = heldout.finish(state, rates.end)
+    finished = observers.conclude(state, rates.end)
     checkpoints.save(state)
     if not stop.in_a_hurry:
-        look(state, preview, heldout)
+        observers.finish(state)
     reporter.close()
     checkpoints.publish(state, status.folder, finished=finished)
     publisher.close(stop, finished=finished)
-    print_summary(status, heldout)
+    print_summary(status, observers.heldout)
     return finished
-
-
-def look(state: TrainingState, preview: Preview, heldout: Heldout) -> None:
-    """See how it is, if the last step has not been seen."""
-    preview.draw(state)
-    heldout.measure(state)
 
 
 def print_summary(status: Status, heldout: Heldout) -> None:

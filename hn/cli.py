@@ -164,8 +164,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         return _converted(value, inner[0], where)
     if origin is Literal and value in get_args(hint):
         return value
-    if hint == tuple[int, ...] and isinstance(value, int):
-        value = [value]  # as on the command line: resolution = 512
+    if (hint == tuple[int, ...] and isinstance(value, int)) or _are_choices(hint, value):
+        value = [value]  # as on the command line: resolution = 512, report_to = "wandb"
     if origin is tuple and isinstance(value, list):
         return tuple(_converted(item, get_args(hint)[0], where) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -184,6 +184,12 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         else getattr(hint, "__name__", str(hint))
     )
     raise OptionError(f"{where} must be {allowed}; found {value!r}")
+
+
+def _are_choices(hint: Any, value: Any) -> bool:
+    """Whether `value` is one of the choices of which a setting takes several."""
+    inner = get_args(hint)[0] if get_origin(hint) is tuple else None
+    return get_origin(inner) is Literal and isinstance(value, str)
 
 
 def _toml_value(value: Any) -> str:

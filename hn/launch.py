@@ -15,6 +15,7 @@ from hn.hub import fetch_cache
 from hn.hub.checkpoints import REMOTE, fetch_checkpoint
 from hn.storage import write_bytes
 from hn.training.status import Status
+from hn.training.trackers import check_installed
 
 
 def run_folder(config: Config) -> Path:
@@ -25,12 +26,11 @@ def run_folder(config: Config) -> Path:
 def build_accelerator(config: Config) -> Accelerator:
     """Accelerate, checked against what was asked for."""
     training = config.training
+    check_installed(config.output.report_to)
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         cpu=not torch.accelerator.is_available(),
-        log_with=None if config.output.report_to == "none" else config.output.report_to,
-        project_dir=run_folder(config),
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise OptionError("mixed_precision fp16 needs a GPU; on a CPU use bf16 or no")

@@ -22,7 +22,7 @@ for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]
     del os.environ[name]
 os.environ.update(_HUB.environment(_HUB_HOME))
 
-from tests import tiny
+from tests import runs, tiny
 
 
 def pytest_unconfigure() -> None:
@@ -74,11 +74,7 @@ def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its state in classes; a test that trains in this process starts without."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    """A test that trains in this process starts without the state of another."""
+    runs.forget_accelerate()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    runs.forget_accelerate()

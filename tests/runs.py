@@ -67,6 +67,14 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def forget_accelerate() -> None:
+    """Accelerate keeps its state in classes; a run in this process starts without."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def train_here(flags: list[str]) -> int:
     """Run the script's own `main` in this process (needs the fixture `fresh_accelerate`)."""
     sys.path.insert(0, str(ROOT))

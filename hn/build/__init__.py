@@ -7,6 +7,7 @@ from hn.build.models import (
     build_objective,
     build_painter,
 )
+from hn.build.observers import build_observers
 from hn.build.pictures import (
     build_batches,
     build_cache,
@@ -35,6 +36,7 @@ __all__ = [
     "build_held_out",
     "build_hypernetwork",
     "build_objective",
+    "build_observers",
     "build_optimizer",
     "build_painter",
     "build_publisher",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hn import cli
 from hn.config import Config
 from hn.data.batches import Batches
 from hn.data.cache import changes
@@ -25,6 +26,7 @@ from hn.training.checkpoint import Checkpoints, TrainingState, find, path_of, re
 from hn.training.guard import Guard
 from hn.training.reporter import Reporter
 from hn.training.status import Status
+from hn.training.trackers import Settings, build_trackers
 
 
 def build_schedules(config: Config) -> tuple[schedule.Schedule, schedule.Schedule]:
@@ -161,14 +163,11 @@ def build_reporter(
     last_step: int,
 ) -> Reporter:
     """Progress bar, files and trackers."""
-    settings = {
-        f"{section}/{key}": value if isinstance(value, int | float | str) else str(value)
-        for section, values in asdict(config).items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
     counts = batches.counts if isinstance(batches, StreamedBatches) else dict
-    accelerator.init_trackers("tensorboard", config=settings)
+    if accelerator.is_main_process:
+        names, run = config.output.report_to, config.network.name
+        accelerator.log_with += build_trackers(names, folder, run, state.step)
+        accelerator.init_trackers(run, config=_settings(folder))
     return Reporter(
         accelerator,
         folder,
@@ -179,6 +178,17 @@ def build_reporter(
         global_batch=batches.layout.global_batch,
         counts=lambda: {**counts(), **guard.counts()},
     )
+
+
+def _settings(folder: Path) -> Settings:
+    """What `config.toml` has and no more: nothing that was looked up since, such as full paths."""
+    return {
+        f"{section}/{name}": value if isinstance(value, int | float | str) else str(value)
+        for section, values in asdict(cli.read_toml(folder / "config.toml")).items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def build_checkpoints(

@@ -174,8 +174,9 @@ class OutputConfig:
     resume_from_checkpoint: str | None = None
     """A checkpoint's folder, or "latest", or hub:owner/name[@revision] that was pushed with
     hub_strategy all: its newest, or that of /step-00000500 at the end."""
-    report_to: Literal["tensorboard", "none"] = "tensorboard"
-    """Tracker, beside metrics.jsonl and hypernetwork_loss.csv, which are always written."""
+    report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = ("tensorboard",)
+    """Trackers, beside metrics.jsonl and hypernetwork_loss.csv, which are always written. wandb
+    keeps its files here with WANDB_MODE=offline."""
     logging_steps: int = 10
     """Report every so many steps."""
 

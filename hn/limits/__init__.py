@@ -141,6 +141,12 @@ def _tag_faults(data: DataConfig) -> list[str]:
     return faults
 
 
+def _tracker_faults(names: tuple[str, ...]) -> list[str]:
+    if len(set(names)) == len(names) and ("none" not in names or len(names) == 1):
+        return []
+    return [f"report_to must be trackers, each once, or none alone; found {' '.join(names)}"]
+
+
 def _source_faults(data: DataConfig) -> list[str]:
     """Where pictures come from, and what does not go with it."""
     faults = []
@@ -259,6 +265,7 @@ def _combination_faults(config: Config) -> list[str]:
             "pretrained_model_name_or_path is missing: give a diffusers folder or hub id, or "
             "--config demo"
         )
+    faults += _tracker_faults(config.output.report_to)
     faults += _source_faults(config.data)
     faults += _crop_faults(config.data)
     faults += _held_out_faults(config)

@@ -8,9 +8,8 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -18,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hn.training.checkpoint import TrainingState
+from hn.training.trackers import Tracker
 
 CSV_COLUMNS = ("step", "epoch", "epoch_step", "loss", "learn_rate")
 
@@ -97,10 +97,13 @@ class Reporter:
 
     def picture(self, tag: str, picture: Image.Image, step: int) -> None:
         """Show a picture in the trackers."""
-        trackers: list[Any] = self._accelerator.trackers
-        for tracker in trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({tag: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+        for tracker in self._trackers:
+            tracker.picture(tag, picture, step)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Show in the trackers how `values` (N,) are distributed."""
+        for tracker in self._trackers:
+            tracker.histogram(tag, values, step)
 
     def close(self) -> None:
         """End the bar, say what was counted, and flush the trackers."""
@@ -109,6 +112,11 @@ class Reporter:
         if totals:
             self._accelerator.print(totals.replace("_", " "))
         self._accelerator.end_training()
+
+    @property
+    def _trackers(self) -> list[Tracker]:
+        """Those of this process: the main process has them."""
+        return cast("list[Tracker]", self._accelerator.trackers)
 
     def _totals(self) -> dict[str, int]:
         """The counts of all processes together."""

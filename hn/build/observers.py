@@ -1,0 +1,65 @@
+"""What looks at the model while it is trained: every `validation_steps` steps, and at the end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from hn.config import Config
+from hn.diffusion.base_model import BaseModel
+from hn.diffusion.denoiser import Denoiser
+from hn.diffusion.pipeline import Painter
+from hn.evaluation.heldout import Heldout
+from hn.evaluation.paired import Pictures
+from hn.training.checkpoint import TrainingState
+from hn.training.preview import Preview
+from hn.training.reporter import Reporter
+from hn.training.residuals import Residuals
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Each owns its interval, and none changes what is trained."""
+
+    preview: Preview
+    residuals: Residuals
+    heldout: Heldout
+
+    def __call__(self, state: TrainingState) -> None:
+        """Look, if this step is due."""
+        self.preview(state)
+        self.residuals(state)
+        self.heldout(state)
+
+    def settled(self, state: TrainingState) -> bool:
+        """Whether there is nothing more to be learnt (`early_stop_patience`)."""
+        return self.heldout.settled(state)
+
+    def conclude(self, state: TrainingState, last_step: int) -> bool:
+        """Whether training has come to its end; then the held-out loss is measured."""
+        return self.heldout.finish(state, last_step)
+
+    def finish(self, state: TrainingState) -> None:
+        """Look once more, unless this step was seen."""
+        self.preview.draw(state)
+        self.residuals.measure(state)
+        self.heldout.measure(state)
+
+
+def build_observers(
+    config: Config,
+    accelerator: Accelerator,
+    base: BaseModel,
+    denoiser: Denoiser,
+    painter: Painter | None,
+    held_out: Pictures | None,
+    folder: Path,
+    reporter: Reporter,
+) -> Observers:
+    """Previews, residual ratios, held-out loss."""
+    validation = config.validation
+    return Observers(
+        Preview(accelerator, painter, denoiser.attachment, validation, folder, reporter),
+        Residuals(accelerator, denoiser, validation.validation_steps, reporter),
+        Heldout(accelerator, base, denoiser, held_out, config, reporter),
+    )
