@@ -63,7 +63,8 @@ def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hyperne
     unknown = [dim for dim in hypernetwork.dims if dim not in base.dims]
     if unknown:
         raise ModelError(
-            f"dims {unknown} are not context widths of {base.name}; it has {base.dims}"
+            f"dims {unknown} are not context widths of {base.name}; it has {base.dims}: leave the "
+            "others out, or take the base model that they were made for"
         )
     file = config.model.sd_checkpoint_file
     hypernetwork.describe(
