@@ -10,6 +10,7 @@ from hn.network import a1111, container
 from hn.network.activations import NAMES, make_activation
 from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
+from hn.training import optimizers
 from tests import golden
 
 FACTS = golden.read_json("facts.json")
@@ -118,9 +119,21 @@ def test_what_the_web_ui_cannot_load_is_refused(case, tmp_path):
         assert hn.load(path).provenance.step == 0
 
 
+@pytest.mark.parametrize("rank", [2, 4])
+def test_softmax2d_takes_the_ranks_that_it_takes_in_the_web_ui(rank):
+    net = Hypernetwork.create((16,), activation_func="softmax2d", weight_initialization="Normal")
+    x = torch.randn(*(2,) * (rank - 1), 16)
+    if ERRORS[f"forward: {rank}-dim input through softmax2d"]:
+        with pytest.raises(ValueError, match="3D or 4D"):
+            net(x, x)
+    else:
+        assert net(x, x)[0].shape == x.shape
+
+
 def test_every_error_of_the_web_ui_is_tried():
     tried = {f"construct: {case}" for case in CONSTRUCTED} | {f"load: {case}" for case in LOADED}
-    left = {case for case in ERRORS if case not in tried and not case.startswith("forward:")}
+    tried |= {f"forward: {rank}-dim input through softmax2d" for rank in (2, 4)}
+    left = {case for case in ERRORS if case not in tried and "activation glu, " not in case}
     # None is no structure in our types; a hidden width of 0 is tried in test_module.py
     assert left == {
         "construct: layer_structure None",
@@ -179,6 +192,29 @@ def test_activations_are_the_web_uis_without_those_it_fails_with():
     unusable = {"glu", "multiheadattention", "threshold"}
     assert set(FACTS["activation_keys_with_this_torch"]) - unusable <= set(NAMES)
     assert not unusable & set(NAMES)
+
+
+def test_the_web_uis_optimizers_are_known_by_their_names():
+    for name in FACTS["optimizer_names"]:
+        assert optimizers.find_class(name) is getattr(torch.optim, name)
+
+
+def test_one_network_twice_has_both_strengths():
+    """In the web UI the last one counts for both, once they are cached."""
+    assert FACTS["same_name_twice"]["second_request_multipliers"] == [0.4, 0.4]
+    net = Hypernetwork.create((16,), weight_initialization="XavierNormal", seed=0)
+    x = torch.randn(2, 3, 16)
+    first = net.module(16, "k")(x, 0.7)
+    k, _ = hn.transform_context(x, [(net, 0.7), (net, 0.4)])
+    assert torch.equal(k, net.module(16, "k")(first, 0.4))
+
+
+def test_in_training_the_strength_counts_nothing():
+    net = Hypernetwork.create((16,), weight_initialization="XavierNormal", seed=0)
+    x = torch.randn(2, 3, 16)
+    used, trained = net(x, x, 0.25)[0] - x, net.train()(x, x, 0.25)[0] - x
+    times = FACTS["train_effect_over_eval_effect_at_multiplier_0.25"]
+    torch.testing.assert_close(trained, used * times)
 
 
 @pytest.mark.parametrize("name", ["softmax", "softmin", "logsoftmax", "softmax2d"])

@@ -1,5 +1,7 @@
 """The web UI's Create tab, as a program."""
 
+import ast
+
 import pytest
 import torch
 
@@ -51,6 +53,16 @@ def test_a_seed_gives_the_web_uis_own_weights_and_values(run, name, tmp_path):
     assert list(map(type, state["layer_structure"])) == list(map(type, loaded["layer_structure"]))
     assert state["weight_initialization"] == loaded["weight_init"]
     assert (state["step"], state["name"]) == (0, "new")
+
+
+@pytest.mark.parametrize("case", golden.read_json("facts.json")["create"][:2], ids=str)
+def test_the_fields_mean_what_they_mean_in_the_web_ui(run, case, tmp_path):
+    """The others of the set are what it does to a dropout structure that is a list, or off."""
+    given, stored = ast.literal_eval(case["given"]), case["stored"]
+    loaded = {**stored, "sizes": [16], "weight_init": given["weight_init"], "add_layer_norm": False}
+    assert run("create_hypernetwork", "c-re/ate", "-o", tmp_path, *flags(loaded, 0)).returncode == 0
+    state = container.read(tmp_path / "c-reate.pt")
+    assert {key: state[key] for key in stored} == stored
 
 
 def test_the_real_process(tmp_path):
