@@ -78,6 +78,38 @@ def resolve(config: Config, accelerator: Accelerator, folder: Path) -> Config:
     return config if config.data.cached_data_dir is None else _with_cached_data(config)
 
 
+def reopen(run: Path, base_name: str | None = None) -> tuple[Config, Config, Accelerator]:
+    """The settings of a run that is over: as written, and resolved for this machine and this use,
+    with its own base model or another one.
+
+    Its own cache, if it has one, stands for its pictures, whatever became of these. Raises
+    `OptionError` for what is no run.
+    """
+    if not (run / "config.toml").is_file():
+        raise OptionError(f"{run} is not the folder of a run: it has no config.toml")
+    written = cli.read_toml(run / "config.toml")
+    training = replace(written.training, expect_world_size=None, gradient_checkpointing=False)
+    if not torch.accelerator.is_available():
+        training = replace(training, mixed_precision="no")
+    model, data = written.model, written.data
+    if base_name is not None:
+        changed = {"pretrained_model_name_or_path": base_name, "revision": None, "variant": None}
+        model = replace(model, **changed)
+    own = data.latent_cache_dir is None and data.cached_data_dir is None
+    if own:
+        none = dict.fromkeys(("train_data_dir", "train_folders", "dataset_name"))
+        data = replace(data, **none, validation_data_dir=None, streaming=False)
+    output = replace(written.output, output_dir=str(run.parent), report_to="none")
+    config = replace(written, training=training, model=model, data=data, output=output)
+    accelerator = build_accelerator(config)
+    config = resolve(config, accelerator, run)
+    if own:
+        config = replace(
+            config, data=replace(config.data, cached_data_dir=config.data.latent_cache_dir)
+        )
+    return written, config, accelerator
+
+
 def _with_cached_data(config: Config) -> Config:
     data, default = config.data, DataConfig()
     assert data.cached_data_dir is not None

@@ -51,6 +51,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise OptionError(f"strengths must not be negative; found {args.strengths}")
     cli.quiet_libraries()
 
+    from hn import launch
     from hn.build.evaluated import build_evaluated
     from hn.evaluation import wording
     from hn.evaluation.bench import STRENGTHS, Options
@@ -68,10 +69,9 @@ def evaluate(args: argparse.Namespace) -> None:
         dino_model=args.dino_model,
     )
     candidates = find_candidates(args.run)
-    opened = build_evaluated(args.run, options, args.base)
+    opened = build_evaluated(*launch.reopen(args.run, args.base), options)
     found = measure(opened.bench, candidates, opened.about, opened.source)
-    folder = args.output or args.run / "evaluation"
-    found.write(folder)
+    found.write(folder := args.output or args.run / "evaluation")
     print(wording.summary(found.report))
     print(f"report         {folder / 'report.json'}")
 

@@ -1,15 +1,13 @@
 """A finished run, opened again to be evaluated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
-from hn import cli, launch
 from hn.build.models import build_base_model
 from hn.build.pictures import build_cache, build_datasets, build_latents, pictures_of
 from hn.build.prompts import build_prompts
@@ -20,7 +18,7 @@ from hn.data.cache.index import Index
 from hn.data.cache.latents import Latents
 from hn.data.streaming.stream import Stream
 from hn.diffusion.base_model import BaseModel
-from hn.errors import DataError, OptionError
+from hn.errors import DataError
 from hn.evaluation.bench import Bench, Options
 from hn.evaluation.drawing import Studio
 from hn.evaluation.paired import Pictures
@@ -37,21 +35,13 @@ class Opened:
     source: str
 
 
-def build_evaluated(run: Path, options: Options, base_name: str | None = None) -> Opened:
-    """Open a run's folder, with its own base model or another one.
+def build_evaluated(
+    written: Config, config: Config, accelerator: Accelerator, options: Options
+) -> Opened:
+    """From the settings of a run, as `written` and as reopened.
 
-    Raises `OptionError` for what is no run, `DataError` if it has no pictures to measure on.
+    Raises `DataError` if it has no pictures to measure on.
     """
-    if not (run / "config.toml").is_file():
-        raise OptionError(f"{run} is not the folder of a run: it has no config.toml")
-    written = cli.read_toml(run / "config.toml")
-    config = _here(written, run, base_name)
-    accelerator = launch.build_accelerator(config)
-    own = written.data.latent_cache_dir is None and written.data.cached_data_dir is None
-    config = launch.resolve(_without_pictures(config) if own else config, accelerator, run)
-    if own:  # it holds what the run was trained on, whatever became of the pictures
-        data = replace(config.data, cached_data_dir=config.data.latent_cache_dir)
-        config = replace(config, data=data)
     base = build_base_model(config, accelerator)
     cache = build_cache(config)
     contexts = Contexts(base, cache.store)
@@ -63,8 +53,8 @@ def build_evaluated(run: Path, options: Options, base_name: str | None = None) -
     )
     if held_out is None and trained is None:
         raise DataError(
-            f"{run} kept no pictures to measure on: it streamed them, and held none out. Train "
-            "with validation_data_dir."
+            f"{config.network.name} kept no pictures to measure on: it streamed them, and held "
+            "none out. Train with validation_data_dir."
         )
     bench = Bench(
         base=base,
@@ -92,24 +82,6 @@ def about(config: Config) -> dict[str, Any]:
             for section in SECTIONS
         },
     }
-
-
-def _here(config: Config, run: Path, base_name: str | None) -> Config:
-    """The settings of a run for this machine, and this use."""
-    training = replace(config.training, expect_world_size=None, gradient_checkpointing=False)
-    if not torch.accelerator.is_available():
-        training = replace(training, mixed_precision="no")
-    model = config.model
-    if base_name is not None:
-        model = replace(model, pretrained_model_name_or_path=base_name, revision=None, variant=None)
-    output = replace(config.output, output_dir=str(run.parent), report_to="none")
-    return replace(config, training=training, model=model, output=output)
-
-
-def _without_pictures(config: Config) -> Config:
-    none = {"train_data_dir": None, "train_folders": None, "dataset_name": None}
-    data = replace(config.data, **none, validation_data_dir=None, streaming=False)
-    return replace(config, data=data)
 
 
 def _latents(

@@ -25,7 +25,7 @@ def frechet(some: Tensor, others: Tensor) -> float:
 def moments(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (C,) and covariance (C, C) of the channels over all pictures and places."""
     channels = latents.double().transpose(0, 1).flatten(1)  # (C, N * h * w)
-    return channels.mean(1), torch.cov(channels)
+    return channels.mean(1), torch.atleast_2d(torch.cov(channels))
 
 
 def way(distance: float, from_start: float) -> float:
