@@ -59,7 +59,8 @@ def test_two_processes_equal_one_with_accumulation(model, pictures, tmp_path, al
     assert runs.losses(tmp_path / "run") == pytest.approx(runs.losses(alone), rel=1e-6)
 
 
-def test_ranks_hold_identical_weights(model, pictures, tmp_path):
+def test_ranks_hold_identical_weights_and_end_together(model, pictures, tmp_path):
+    """The main process measures; both must know that patience is over, and which was the best."""
     script = tmp_path / "both.py"
     script.write_text(
         "import sys, torch\n"
@@ -76,9 +77,13 @@ def test_ranks_hold_identical_weights(model, pictures, tmp_path):
         "Checkpoints.publish = everywhere\n"
         "sys.exit(script.main(cli.parse()))\n"
     )
-    flags = runs.settings(model, pictures, tmp_path / "runs", **CHANGES)
+    held_out = {"validation_split": 2, "validation_steps": 2, "train_batch_size": 1}
+    held_out |= {"early_stop_patience": 1, "keep_best": True, "learning_rate": "0.02:2, 0.5"}
+    flags = runs.settings(model, pictures, tmp_path / "runs", **CHANGES | held_out)
     result = runs.run([*runs.TORCHRUN[:-1], str(script)], flags)
     assert result.returncode == 0, result.stderr
+    assert "early_stop_patience 1" in runs.status(tmp_path / "runs/run")["reason"]
+    assert (tmp_path / "runs/run/checkpoints/best").readlink().name == "step-00000002"
     ranks = [(tmp_path / f"runs/run/rank{rank}/net.safetensors").read_bytes() for rank in (0, 1)]
     assert ranks[0] == ranks[1]
 

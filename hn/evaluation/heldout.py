@@ -2,6 +2,7 @@
 hypernetwork, on the same noise.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -90,10 +91,11 @@ class Heldout:
         best = state.best
         if not self._patience or best.waited < self._patience:
             return False
+        lowest = math.nan if best.loss is None else best.loss
         state.ending = (
             f"ended at step {state.step}: the held-out loss did not fall beyond doubt in "
             f"{best.waited} measurements (early_stop_patience {self._patience}); the lowest, "
-            f"{best.loss}, was at step {best.step}"
+            f"{lowest:.4f}, was at step {best.step}"
         )
         return True
 

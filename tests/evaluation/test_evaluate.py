@@ -136,7 +136,8 @@ def test_without_held_out_pictures_it_says_what_that_means(run, model, pictures,
         latent_cache_dir=tmp_path / "cache",
     )  # fmt: skip
     assert runs.train_here(flags) == 0
-    done = run("evaluate", tmp_path / "run", *FEW)
+    moved = shutil.copytree(model, tmp_path / "moved")
+    done = run("evaluate", tmp_path / "run", *FEW, "--base", moved)
     assert done.returncode == 0, done.stderr
     found = report(tmp_path / "run/evaluation")
     assert found["heldout"]["source"] == "none"
