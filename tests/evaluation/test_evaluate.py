@@ -18,7 +18,7 @@ from transformers import (
 import hn
 from hn import demo
 from hn.network import files
-from tests import runs
+from tests import runs, streamed
 from tests.tools.conftest import run  # noqa: F401  # a fixture
 
 FEW = ("--samples", 4, "--strengths", 0.5, 1, "--prompts", "a star", "a heart on the left")
@@ -142,6 +142,29 @@ def test_without_held_out_pictures_it_says_what_that_means(run, model, pictures,
     found = report(tmp_path / "run/evaluation")
     assert found["heldout"]["source"] == "none"
     assert "no pictures were held out" in found["recommendation"]["reason"]
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_streamed_run_has_held_out_pictures_or_none(run, model, pictures, tmp_path, held_out):  # noqa: F811
+    folder = streamed.write_parquet(tmp_path / "set", streamed.scenes(6), 2)
+    flags = runs.settings(
+        model, None, tmp_path, train_data_dir=None, dataset_name=folder, streaming=True,
+        max_train_steps=2, shuffle_buffer=4, validation_inference_steps=2,
+        validation_data_dir=pictures if held_out else None,
+    )  # fmt: skip
+    assert runs.train_here(flags) == 0
+    shutil.rmtree(folder)
+    done = run("evaluate", tmp_path / "run", *FEW)
+    if not held_out:
+        assert done.returncode == 3
+        assert "kept no pictures to measure on" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    found = report(tmp_path / "run/evaluation")
+    assert {it["split"] for it in found["pictures"]} == {"heldout"}
+    assert "style" not in found["sweep"]["points"][-1]
+    assert "memorisation" not in found["checkpoints"][0]
 
 
 def test_what_is_no_run_is_refused(run, tmp_path):  # noqa: F811

@@ -11,7 +11,7 @@ from hn.config import DataConfig
 from hn.data.pictures.decoding import Example
 from hn.data.pictures.images import load_examples
 from hn.errors import DataError
-from tests import tiny
+from tests import streamed, tiny
 
 
 def drawn(folder: Path, count: int) -> Path:
@@ -78,6 +78,19 @@ def test_what_resembles_a_held_out_picture_is_not_trained_on(tmp_path):
     assert len(found.train) == 11
     assert names(found.held_out) | set(found.excluded) == together
     assert "3 (" in str(found)
+
+
+def test_an_hf_dataset_is_divided_as_a_folder_is(tmp_path):
+    """By content, so the same files are held out; their rows have other names."""
+    folder = drawn(tmp_path / "set", 8)
+    rows = [
+        {"image": path.read_bytes(), "text": path.with_suffix(".txt").read_text()}
+        for path in sorted(folder.glob("*.png"))
+    ]
+    table = streamed.write_parquet(tmp_path / "parquet", rows, 2)
+    hosted = load_examples(DataConfig(dataset_name=str(table)))
+    captions = [{*divide(it, 0.3, seed=0).held_out["caption"]} for it in (examples(folder), hosted)]
+    assert captions[0] == captions[1]
 
 
 def test_pictures_for_regularization_are_never_held_out(tmp_path):
