@@ -99,7 +99,7 @@ def reopen(run: Path, base_name: str | None = None) -> tuple[Config, Config, Acc
     if own:
         none = dict.fromkeys(("train_data_dir", "train_folders", "dataset_name"))
         data = replace(data, **none, validation_data_dir=None, streaming=False)
-    output = replace(written.output, output_dir=str(run.parent), report_to="none")
+    output = replace(written.output, output_dir=str(run.parent), report_to=("none",))
     config = replace(written, training=training, model=model, data=data, output=output)
     accelerator = build_accelerator(config)
     config = resolve(config, accelerator, run)

@@ -5,7 +5,7 @@ r"""Which checkpoint of a run is the best, at which strength, and what it costs.
 
 All checkpoints are measured against the base model on the same noise: on held-out pictures, on
 training pictures, and on prompts that have nothing to do with either. The best one is drawn at
-several strengths. RUN/evaluation gets report.json and pictures.
+several strengths. RUN/evaluation gets report.html, report.json and pictures.
 """
 
 import argparse
@@ -71,9 +71,9 @@ def evaluate(args: argparse.Namespace) -> None:
     candidates = find_candidates(args.run)
     opened = build_evaluated(*launch.reopen(args.run, args.base), options)
     found = measure(opened.bench, candidates, opened.about, opened.source)
-    found.write(folder := args.output or args.run / "evaluation")
+    found.write(folder := args.output or args.run / "evaluation", args.run)
     print(wording.summary(found.report))
-    print(f"report         {folder / 'report.json'}")
+    print(f"report         {folder / 'report.html'} (and report.json)")
 
 
 if __name__ == "__main__":

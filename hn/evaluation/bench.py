@@ -11,7 +11,7 @@ from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.evaluation import paired
 from hn.evaluation.drawing import Studio
-from hn.evaluation.paired import Pictures
+from hn.evaluation.paired import Pictures, Predict
 from hn.network.module import Hypernetwork
 
 TRAINED = 64  # training pictures whose loss is measured
@@ -55,16 +55,16 @@ class Bench:
         return height // self.base.downscaling, width // self.base.downscaling
 
     @contextmanager
-    def reading(self, net: Hypernetwork, strength: float = 1.0) -> Iterator[Denoiser]:
+    def reading(self, net: Hypernetwork, strength: float = 1.0) -> Iterator[Predict]:
         """The UNet reads through `net` for a while; at strength 0 as the base model."""
         denoiser = Denoiser(self.base.unet, net.to(self.base.device))
         try:
             with denoiser.attachment.at_strength(strength):
-                yield denoiser
+                yield denoiser.predict
         finally:
             denoiser.attachment.detach()
 
-    def losses(self, pictures: Pictures, denoiser: Denoiser, what: str) -> Tensor:
-        """The loss (N, samples) of every draw, as the denoiser is now."""
+    def losses(self, pictures: Pictures, predict: Predict, what: str) -> Tensor:
+        """The loss (N, samples) of every draw, as the UNet reads now."""
         samples = self.options.samples
-        return paired.losses(pictures, denoiser, self.base, self.seed, samples, what)
+        return paired.losses(pictures, predict, self.base, self.seed, samples, what)

@@ -17,6 +17,7 @@ from hn.evaluation import paired, ranking, sweep
 from hn.evaluation.bench import Bench
 from hn.evaluation.candidates import Candidate
 from hn.evaluation.measured import Measured, Measurer, as_json, measure_all
+from hn.evaluation.report import html, tensorboard
 from hn.evaluation.sweep import Point, Sweep
 from hn.evaluation.wording import reason_of
 from hn.storage import write_bytes
@@ -32,13 +33,18 @@ class Evaluation:
     report: dict[str, Any]
     pictures: dict[str, Image.Image]
 
-    def write(self, folder: Path) -> None:
-        """Write `report.json` and the pictures. Raises `StorageError`."""
+    def write(self, folder: Path, run: Path) -> None:
+        """Write `report.html`, `report.json` and the pictures; add them to the run's TensorBoard.
+
+        Raises `StorageError`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in self.pictures.items():
             save_picture(picture, folder / name)
         text = json.dumps(self.report, indent=1, ensure_ascii=False, allow_nan=False)
         write_bytes(folder / "report.json", (text + "\n").encode())
+        html.write(self.report, run, folder / "report.html")
+        tensorboard.write(self.report, run, folder)
 
 
 def evaluate(

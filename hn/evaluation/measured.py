@@ -13,8 +13,8 @@ from hn.evaluation.drift import PROMPTS, Drift
 from hn.evaluation.memorisation import Memorisation
 from hn.evaluation.paired import Comparison, Pictures
 from hn.evaluation.ranking import Contender
-from hn.evaluation.residuals import watched
 from hn.network.module import Hypernetwork
+from hn.training.residuals import watched
 
 FEWEST = 16  # pictures to judge memorisation by, where captions are few
 
@@ -83,13 +83,13 @@ class Measurer:
     def measure(self, candidate: Candidate) -> Measured:
         """Measure a checkpoint. Raises `ModelError` if its file cannot be used."""
         net = candidate.load()
-        with self._bench.reading(net) as denoiser, watched(net) as residuals:
+        with self._bench.reading(net) as predict, watched(net) as residuals:
             losses = {
-                split: Losses(self._bench.losses(pictures, denoiser, split), self._base[split])
+                split: Losses(self._bench.losses(pictures, predict, split), self._base[split])
                 for split, pictures in self.pictures.items()
                 if pictures is not None
             }
-            ratios, drift = residuals.ratios(), self.drift.of(denoiser)
+            ratios, drift = residuals.overall(), self.drift.of(predict)
             remembered = self._memorisation()
         found = Measured(
             candidate, losses.get("heldout"), losses.get("train"), drift, ratios, remembered

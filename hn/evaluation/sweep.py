@@ -71,10 +71,10 @@ class Sweep:
 
     def _point(self, strength: float) -> Point:
         bench = self._bench
-        with bench.reading(self._net, strength) as denoiser:
+        with bench.reading(self._net, strength) as predict:
             drawn = bench.studio.draw(self._prompts, bench.options.seeds)
-            now = bench.losses(self._pictures, denoiser, "losses")
-            drift = self._drift.of(denoiser)
+            now = bench.losses(self._pictures, predict, "losses")
+            drift = self._drift.of(predict)
         base = now if self._start is None else self._start.losses.base
         point = Point(strength, Losses(now, base), drawn, {"drift": drift})
         self._start = self._start or point

@@ -23,38 +23,40 @@ TINY = 1e-12  # below the norm of any real token
 
 
 class Ratios:
-    """What the modules of a hypernetwork add while it is watched, by names such as "768.k"."""
+    """What the modules of a hypernetwork add while it is watched, by names such as "768.k".
 
-    def __init__(self) -> None:
-        self._added: dict[str, list[Tensor]] = {}
-        self._read: dict[str, list[Tensor]] = {}
+    Sums are kept on their device; single tokens only where `tokens` asks for them.
+    """
+
+    def __init__(self, *, tokens: bool = False) -> None:
+        self._sums: dict[str, Tensor] = {}  # squares of what was added and of what was read (2,)
+        self._tokens: dict[str, list[Tensor]] | None = {} if tokens else None
 
     def note(self, name: str, module: nn.Module, inputs: tuple[Tensor], change: Tensor) -> None:
-        """Forward hook: keep the norm of every token of `inputs` (B, T, D) and of its change."""
-        self._read.setdefault(name, []).append(_norms(inputs[0]))
-        self._added.setdefault(name, []).append(_norms(change))
+        """Forward hook: count `inputs` (B, T, D) and its change."""
+        norms = torch.stack([_norms(change), _norms(inputs[0])])  # (2, B * T)
+        sums = norms.square().sum(1)
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        if self._tokens is not None:
+            self._tokens.setdefault(name, []).append(norms[0] / norms[1].clamp(min=TINY))
 
     def by_token(self) -> dict[str, Tensor]:
         """norm(mlp(x)) / norm(x) (N,) of every token."""
-        return {
-            name: torch.cat(self._added[name]) / torch.cat(self._read[name]).clamp(min=TINY)
-            for name in self._read
-        }
+        assert self._tokens is not None
+        return {name: torch.cat(ratios) for name, ratios in self._tokens.items()}
 
     def overall(self) -> dict[str, float]:
         """rms(mlp(x)) / rms(x) over all tokens."""
-        ratios = {
-            name: torch.cat(self._added[name]).norm()
-            / torch.cat(self._read[name]).norm().clamp(min=TINY)
-            for name in self._read
+        return {
+            name: float((added / read.clamp(min=TINY**2)).sqrt())  # GPU sync
+            for name, (added, read) in self._sums.items()
         }
-        return {name: ratio.item() for name, ratio in ratios.items()}  # GPU sync
 
 
 @contextmanager
-def watched(hypernetwork: Hypernetwork) -> Iterator[Ratios]:
+def watched(hypernetwork: Hypernetwork, *, tokens: bool = False) -> Iterator[Ratios]:
     """Measure every context that the hypernetwork rewrites meanwhile; it computes the same."""
-    ratios = Ratios()
+    ratios = Ratios(tokens=tokens)
     hooks = [
         hypernetwork.module(dim, side).linear.register_forward_hook(
             partial(ratios.note, f"{dim}.{side}")
@@ -99,7 +101,7 @@ class Residuals:
             return
         self._measured_step = state.step
         attachment, hypernetwork = self._denoiser.attachment, self._denoiser.hypernetwork
-        with attachment.at_strength(1.0), watched(hypernetwork) as ratios:
+        with attachment.at_strength(1.0), watched(hypernetwork, tokens=True) as ratios:
             for noisy, timesteps, context in self._batches:
                 self._denoiser(noisy, timesteps, Condition(context))
         overall = {f"residual_ratio/{name}": ratio for name, ratio in ratios.overall().items()}

@@ -48,10 +48,10 @@ def searched(run: Path, samples: int) -> dict[tuple[int, float], float]:
 def _gain(bench: Bench, candidate: Candidate, strength: float) -> float:
     assert bench.held_out is not None
     net = candidate.load()
-    with bench.reading(net, strength) as denoiser:
-        now = bench.losses(bench.held_out, denoiser, f"{candidate.label} at {strength}")
-    with bench.reading(net, 0.0) as denoiser:
-        base = bench.losses(bench.held_out, denoiser, "base model")
+    with bench.reading(net, strength) as predict:
+        now = bench.losses(bench.held_out, predict, f"{candidate.label} at {strength}")
+    with bench.reading(net, 0.0) as predict:
+        base = bench.losses(bench.held_out, predict, "base model")
     return Losses(now, base).comparison.gain
 
 

@@ -9,8 +9,8 @@ from hn.evaluation import paired
 from hn.evaluation.bench import Bench
 from hn.evaluation.drift import relative_change
 from hn.evaluation.paired import Comparison, Pictures
-from hn.evaluation.residuals import watched
 from hn.network.module import Hypernetwork
+from hn.training.residuals import watched
 from tests import tiny
 
 DRAWS = 8
@@ -62,10 +62,10 @@ def test_strength_0_is_the_base_model_and_the_unet_is_given_back(base, pictures)
     net = Hypernetwork.create(tiny.DIMS, weight_initialization="Normal", seed=1)
     before = dict(base.unet.attn_processors)
     at = bench(base, pictures)
-    with at.reading(net, 0.0) as denoiser:
-        base_losses = at.losses(pictures, denoiser, "")
-    with at.reading(net) as denoiser, watched(net) as residuals:
-        losses = at.losses(pictures, denoiser, "")
+    with at.reading(net, 0.0) as predict:
+        base_losses = at.losses(pictures, predict, "")
+    with at.reading(net) as predict, watched(net) as residuals:
+        losses = at.losses(pictures, predict, "")
     assert dict(base.unet.attn_processors) == before
     plain = paired.losses(
         pictures,
@@ -74,7 +74,7 @@ def test_strength_0_is_the_base_model_and_the_unet_is_given_back(base, pictures)
     )  # fmt: skip
     assert torch.equal(base_losses, plain)
     assert not torch.equal(losses, plain)
-    assert set(residuals.ratios()) == {f"{dim}.{side}" for dim in tiny.DIMS for side in "kv"}
+    assert set(residuals.overall()) == {f"{dim}.{side}" for dim in tiny.DIMS for side in "kv"}
 
 
 def test_the_residual_ratio_is_that_of_what_is_added():
@@ -86,7 +86,7 @@ def test_the_residual_ratio_is_that_of_what_is_added():
     seen = torch.cat([x, x[:1]])
     added = net.module(8, "k").linear(seen).detach()
     expected = float(added.square().mean().sqrt() / seen.square().mean().sqrt())
-    assert residuals.ratios()["8.k"] == pytest.approx(expected, rel=1e-5)
+    assert residuals.overall()["8.k"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_comparison_is_clustered_by_picture():
