@@ -118,9 +118,15 @@ class Measurer:
 
 
 def measure_all(measurer: Measurer, candidates: list[Candidate]) -> list[Measured]:
-    """All of them, with a progress bar."""
-    bar = tqdm(candidates, "checkpoints", unit="checkpoint")
-    return [measurer.measure(candidate) for candidate in bar]
+    """All of them, with a progress bar; each is held against those before it, too."""
+    found: list[Measured] = []
+    for candidate in tqdm(candidates, "checkpoints", unit="checkpoint"):
+        now = measurer.measure(candidate)
+        lost = any(ranking.is_lost(now.contender, earlier.contender) for earlier in found)
+        if lost and ranking.DIVERGED not in now.flags:
+            now.flags.insert(0, ranking.DIVERGED)
+        found.append(now)
+    return found
 
 
 def flags_of(found: Measured) -> list[str]:

@@ -60,6 +60,17 @@ def is_diverged(losses: Tensor, base_losses: Tensor) -> bool:
     return not bool(losses.isfinite().all()) or float(losses.mean()) > float(base_losses.mean())
 
 
+def is_lost(now: Contender, before: Contender) -> bool:
+    """Whether over half of an earlier gain is gone, beyond doubt: what was learnt is destroyed.
+
+    Where pictures are far from all that the base model draws, noise is nearer to them than it is: a
+    loss below its own proves little.
+    """
+    if not (now.losses.isfinite().all() and before.losses.isfinite().all()):
+        return False
+    return of_mean(now.losses - before.losses).low > 0 and now.gain < before.gain / 2
+
+
 def gap(train_gains: Tensor, held_out_gains: Tensor) -> tuple[float, float]:
     """The difference of mean gains of training (N,) and held-out (M,) pictures, and its low end.
 

@@ -90,13 +90,13 @@ def test_a_run_that_learnt_few_pictures_by_heart_is_flagged(tmp_path):
 
 
 def test_a_run_that_diverged_is_never_recommended(tmp_path):
-    """Sixty good steps, then a rate a million times too high."""
+    """Twenty good steps, then a rate far too high; not so high that the guard ends the run."""
     run = train(
-        tmp_path, "--name", "diverged", "--learning_rate", "5e-4:40, 500", "--lr_scheduler",
-        "constant", "--clip_grad_mode", "none", "--max_train_steps", "60",
-        "--checkpointing_steps", "20", "--train_batch_size", "8",
+        tmp_path, "--name", "diverged", "--learning_rate", "5e-4:20, 100", "--lr_scheduler",
+        "constant", "--max_train_steps", "30", "--checkpointing_steps", "10",
+        "--train_batch_size", "8",
     )  # fmt: skip
     found = evaluate(run)
     assert "diverged" in found["checkpoints"][-1]["flags"]
     assert found["checkpoints"][-1]["rank"] == 3
-    assert found["recommendation"]["step"] < 60
+    assert found["recommendation"]["step"] == 20

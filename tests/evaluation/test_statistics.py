@@ -109,6 +109,14 @@ def test_diverged_is_not_finite_or_worse_than_the_base_model():
     assert not ranking.is_diverged(base * 0.9, base)
 
 
+def test_what_destroys_what_was_learnt_diverged():
+    learnt = contender(0.3, 1)
+    assert ranking.is_lost(contender(0.8, 2), learnt)
+    assert not ranking.is_lost(contender(0.5, 2), learnt)  # more than half of it is there
+    assert not ranking.is_lost(contender(0.8, 2, noise=0.6), learnt)  # who knows
+    assert not ranking.is_lost(learnt, contender(0.8, 2))
+
+
 def test_the_gap_of_gains_has_an_interval_around_it():
     mean, low = ranking.gap(torch.tensor([0.9, 0.8, 1.0]), torch.tensor([0.5, 0.6, 0.4]))
     assert mean == pytest.approx(0.4)
