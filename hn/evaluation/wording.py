@@ -23,7 +23,7 @@ def reason_of(by_rank: Sequence[Measured], point: Point, bench: Bench) -> str:
     sentence += f"{_percent(gain)} at a drift of {point.numbers['drift']:.2f}"
     for flag in (ranking.MEMORISING, ranking.OVERFITTING):
         if flag in best.flags:
-            sentence += f"; it is {flag}, as are all better ones: train for fewer steps"
+            sentence += f"; it is {flag}: train for fewer steps, or on more pictures"
     if bench.held_out is None:
         sentence += (
             "; no pictures were held out, so this says how well it learnt its training "
