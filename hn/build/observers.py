@@ -11,10 +11,10 @@ from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.pipeline import Painter
 from hn.evaluation.heldout import Heldout
 from hn.evaluation.paired import Pictures
-from hn.training.checkpoint import TrainingState
 from hn.training.preview import Preview
 from hn.training.reporter import Reporter
 from hn.training.residuals import Residuals
+from hn.training.state import TrainingState
 
 
 @dataclass(frozen=True)

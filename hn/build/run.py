@@ -22,9 +22,10 @@ from hn.limits.learning import is_schedule_free
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
-from hn.training.checkpoint import Checkpoints, TrainingState, find, path_of, restore
+from hn.training.checkpoint import Checkpoints, find, path_of, restore
 from hn.training.guard import Guard
 from hn.training.reporter import Reporter
+from hn.training.state import TrainingState
 from hn.training.status import Status
 from hn.training.trackers import Settings, build_trackers
 

@@ -16,8 +16,8 @@ from hn.diffusion.denoiser import Denoiser
 from hn.evaluation import paired
 from hn.evaluation.paired import Comparison, Pictures
 from hn.training.best import Best
-from hn.training.checkpoint import TrainingState
 from hn.training.reporter import Reporter
+from hn.training.state import TrainingState
 
 
 class Heldout:

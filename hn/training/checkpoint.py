@@ -17,9 +17,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,54 +29,16 @@ from safetensors.torch import load_file, save
 from hn import __version__
 from hn.errors import ModelError, OptionError, StorageError
 from hn.network.files import load as load_hypernetwork
-from hn.network.module import Hypernetwork
 from hn.storage import sync_folder, write_bytes
 from hn.training import artifacts
-from hn.training.averages import Averages
 from hn.training.best import Best, link
+from hn.training.state import TrainingState
 from hn.training.trees import flatten, unflatten
 
 PREFIX = "step-"
 MANIFEST = "MANIFEST.json"
 OPTIMIZER = "resume/optimizer.safetensors"
 AVERAGES = "resume/averages.safetensors"
-
-
-class Resumable(Protocol):
-    """What goes on from where it was, by plain JSON values; each process has its own."""
-
-    def state(self) -> dict[str, Any]:
-        """Where it is."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        ...
-
-
-@dataclass
-class TrainingState:
-    """Everything that changes while training. `step` counts optimizer steps, absolute over resumes.
-
-    `fingerprint`: the settings that make the run what it is, by name; a resumed run must have the
-    same. `stream`: what the pictures come from, where that is no function of the step. `best`: what
-    was measured on held-out pictures. `ending`: why it ended before its last step.
-    """
-
-    hypernetwork: Hypernetwork
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    scaler: torch.amp.GradScaler | None = None
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    stream: Resumable | None = None
-    averages: Averages = field(default_factory=Averages)
-    best: Best = field(default_factory=Best)
-    ending: str = ""
-
-    def advance(self) -> None:
-        """Count a finished step, and take it into the averages."""
-        self.step += 1
-        self.averages.update()
 
 
 class Checkpoints:

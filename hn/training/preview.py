@@ -12,8 +12,8 @@ from hn.config import ValidationConfig
 from hn.diffusion.attention import Attachment
 from hn.diffusion.pipeline import Painter, grid, save_picture
 from hn.training.averages import View
-from hn.training.checkpoint import TrainingState
 from hn.training.reporter import Reporter
+from hn.training.state import TrainingState
 
 
 class Preview:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from hn.training.checkpoint import TrainingState
+from hn.training.state import TrainingState
 from hn.training.trackers import Tracker
 
 CSV_COLUMNS = ("step", "epoch", "epoch_step", "loss", "learn_rate")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hn.storage import write_bytes
-from hn.training.checkpoint import TrainingState
+from hn.training.state import TrainingState
 
 LAUNCH = "accelerate launch train_hypernetwork.py"
 

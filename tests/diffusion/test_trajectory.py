@@ -76,6 +76,15 @@ def read_run(name: str) -> Run:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the record was made: how many threads share a sum decides its last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def unet() -> UNet2DConditionModel:
     config = golden.read_json("trajectory/unet/config.json")

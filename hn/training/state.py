@@ -1,0 +1,47 @@
+"""What changes while training, in one place: what a checkpoint saves and a resumed run restores."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from hn.network.module import Hypernetwork
+from hn.training.averages import Averages
+from hn.training.best import Best
+
+
+class Resumable(Protocol):
+    """What goes on from where it was, by plain JSON values; each process has its own."""
+
+    def state(self) -> dict[str, Any]:
+        """Where it is."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training. `step` counts optimizer steps, absolute over resumes.
+
+    `fingerprint`: the settings that make the run what it is, by name; a resumed run must have the
+    same. `stream`: what the pictures come from, where that is no function of the step. `best`: what
+    was measured on held-out pictures. `ending`: why it ended before its last step.
+    """
+
+    hypernetwork: Hypernetwork
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    scaler: torch.amp.GradScaler | None = None
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    stream: Resumable | None = None
+    averages: Averages = field(default_factory=Averages)
+    best: Best = field(default_factory=Best)
+    ending: str = ""
+
+    def advance(self) -> None:
+        """Count a finished step, and take it into the averages."""
+        self.step += 1
+        self.averages.update()
