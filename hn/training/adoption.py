@@ -6,6 +6,7 @@ old rate came back with the state and stayed until the schedule's next stage.)
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,8 +75,23 @@ def adopt(optimizer: torch.optim.Optimizer, found: Sidecar) -> None:
             "adopt_optimizer = never trains without it."
         )
     groups = optimizer.state_dict()["param_groups"]
+    _say_changes(found.state["param_groups"][0], groups[0])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     _try(optimizer)
+
+
+def _say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Name the settings that the state was made with, where others hold now."""
+    names = [name for name, value in now.items() if name in before and before[name] != value]
+    names = [name for name in names if name not in ("params", "lr", "initial_lr")]
+    if names:
+        made, goes_on = (
+            ", ".join(f"{name} {shown(values[name])}" for name in names) for values in (before, now)
+        )
+        print(
+            f"the optimizer state was made with {made}, and goes on with {goes_on}: optimizer_args "
+            "decides"
+        )
 
 
 def _try(optimizer: torch.optim.Optimizer) -> None:

@@ -311,3 +311,14 @@ def test_adopting_without_a_file_is_refused(model, pictures, tmp_path, adopt):
 
     with pytest.raises(OptionError, match="adopt_optimizer is for the file"):
         runs.train_here(runs.settings(model, pictures, tmp_path, adopt_optimizer=adopt))
+
+
+def test_settings_that_an_adopted_state_was_made_with_are_not_dropped_silently(
+    whole, go_on, tmp_path, capsys
+):
+    """The web UI brings them back with the state; here the present ones hold, and that is said."""
+    path = whole["SGD"] / "checkpoints/step-00000003/run-3.pt"
+    assert go_on(path, optimizer="SGD") == 0
+    assert "made with momentum 0.9, and goes on with momentum 0" in capsys.readouterr().out
+    assert go_on(path, name="as_before", optimizer="SGD", optimizer_args=["momentum=0.9"]) == 0
+    assert "made with" not in capsys.readouterr().out
