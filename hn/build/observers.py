@@ -36,8 +36,15 @@ class Observers:
         return self.heldout.settled(state)
 
     def conclude(self, state: TrainingState, last_step: int) -> bool:
-        """Whether training has come to its end; then the held-out loss is measured."""
-        return self.heldout.finish(state, last_step)
+        """Whether training has come to its end; then this step counts as measured.
+
+        Where a signal came it does not: the run that goes on must be as one that was not stopped.
+        """
+        finished = state.step >= last_step or self.settled(state)
+        if finished:
+            self.residuals.measure(state)
+            self.heldout.conclude(state)
+        return finished
 
     def finish(self, state: TrainingState) -> None:
         """Look once more, unless this step was seen."""

@@ -99,16 +99,6 @@ class Heldout:
         )
         return True
 
-    def finish(self, state: TrainingState, last_step: int) -> bool:
-        """Whether training has come to its end; then this step counts as measured.
-
-        Where a signal came it does not: the run that goes on must be as one that was not stopped.
-        """
-        finished = state.step >= last_step or self.settled(state)
-        if finished:
-            self.conclude(state)
-        return finished
-
     def _losses(self, pictures: Pictures, strength: float) -> Tensor:
         with self._denoiser.attachment.at_strength(strength):
             return paired.losses(pictures, self._denoiser.predict, self._base, self._seed)
