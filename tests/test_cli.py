@@ -1,9 +1,11 @@
 """Settings: defaults < file < flags, strict, and quick to refuse."""
 
 import resource
+import shlex
 import subprocess
 import sys
 from dataclasses import fields, replace
+from itertools import takewhile
 
 import pytest
 
@@ -54,9 +56,16 @@ def test_a_resolution_is_one_number_or_width_and_height(tmp_path, written, size)
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in cli.RECIPES.glob("*.toml")))
 def test_every_recipe_is_a_complete_configuration(recipe):
-    check(cli.parse(["--config", recipe]))
-    first = cli.find_recipe(recipe).read_text().splitlines()[0]
-    assert first == f"# accelerate launch train_hypernetwork.py --config {recipe}"
+    """The command in its first comment lines, as it stands there."""
+    text = cli.find_recipe(recipe).read_text()
+    header = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+    command = header.replace("\\\n#", "").splitlines()[0].removeprefix("# ")
+    launch, flags = command.split(" --", 1)
+    assert launch == "accelerate launch train_hypernetwork.py"
+    config = cli.parse(shlex.split(f"--{flags}"))
+    check(config)
+    assert config.config == recipe
+    assert "held-out" in header
 
 
 @pytest.mark.parametrize(
@@ -128,7 +137,7 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
         ),
         (["--hub_license", "My licence"], "hub_license must be a licence's id"),
         (["--hub_token", "hf_somebodysToken"], "the command line holds what looks like a token"),
-        (["--config", "nonsense"], "the recipes are: demo"),
+        (["--config", "nonsense"], "the recipes are: a1111-classic, demo, "),
     ],
 )
 def test_impossible_settings_are_refused(flags, message):

@@ -89,7 +89,9 @@ def _latents(
 ) -> dict[str, Latents | None]:
     """Those of held-out and of training pictures; what a shared cache lacks is encoded."""
     if config.data.cached_data_dir is not None:
-        return {split: _cached(config, base, cache, split) for split in ("validation", "train")}
+        return {
+            split: cached_latents(config, base, cache, split) for split in ("validation", "train")
+        }
     datasets = build_datasets(config, accelerator)
     found = {}
     for split, dataset in (("validation", datasets.held_out), ("train", datasets.train)):
@@ -98,7 +100,7 @@ def _latents(
     return found
 
 
-def _cached(config: Config, base: BaseModel, cache: Cache, split: str) -> Latents | None:
+def cached_latents(config: Config, base: BaseModel, cache: Cache, split: str) -> Latents | None:
     """What a cache has of a split; none if there is no index of it."""
     if not cache.index_path(split).is_file():
         return None

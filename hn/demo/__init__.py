@@ -17,9 +17,11 @@ PICTURES = 80
 HELD_OUT_PICTURES = 16
 
 
-def write_pictures(folder: Path) -> tuple[Path, Path]:
-    """Write the style set and the held-out pictures, always the same; returns their folders."""
+def write_pictures(folder: Path, count: int = PICTURES) -> tuple[Path, Path]:
+    """Write the style set, or its first `count` pictures, and the held-out pictures, always the
+    same; returns their folders.
+    """
     trained, held_out = folder / "train", folder / "held-out"
-    write_folder(trained, PICTURES, seed=1, shapes=TRAINED_SHAPES, style="neon")
+    write_folder(trained, count, seed=1, shapes=TRAINED_SHAPES, style="neon")
     write_folder(held_out, HELD_OUT_PICTURES, seed=2, shapes=HELD_OUT_SHAPES, style="neon")
     return trained, held_out

@@ -23,9 +23,14 @@ def build_optimizer(
     hypernetwork: Hypernetwork, config: OptimizerConfig, rate: float
 ) -> torch.optim.Optimizer:
     """Make the optimizer. Raises `OptionError` for an unknown class, argument or width."""
+    factors = parse_width_rates(config.width_learning_rates)
+    return optimizer_of(_groups(hypernetwork, factors), config, rate)
+
+
+def optimizer_of(parameters: Any, config: OptimizerConfig, rate: float) -> torch.optim.Optimizer:
+    """The optimizer of any parameters or groups. Raises `OptionError`, as above."""
     cls: Any = _eight_bit_adam() if config.use_8bit_adam else find_class(config.optimizer)
     arguments = parse_arguments(config.optimizer_args)
-    parameters = _groups(hypernetwork, parse_width_rates(config.width_learning_rates))
     try:
         return cls(parameters, lr=rate, **arguments)
     except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ rise the web UI trains one step too many; we don't.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 
 from hn.errors import OptionError
@@ -85,6 +86,13 @@ def parse_positive(text: str, max_steps: int, *, setting: str) -> tuple[Stage, .
                 _message(setting, text, f"the rate {stage.rate} is not a positive number")
             )
     return stages
+
+
+def scaled(text: str, factor: float) -> str:
+    """The stage string with all of its rates times `factor`. Raises `OptionError`, as `parse`."""
+    parse(text, sys.maxsize)
+    stages = (item.strip().partition(":") for item in text.split(","))
+    return ", ".join(f"{float(rate) * factor:g}{colon}{end}" for rate, colon, end in stages if rate)
 
 
 def _message(setting: str, text: str, reason: str) -> str:
