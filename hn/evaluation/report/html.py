@@ -44,17 +44,22 @@ def page(findings: Findings) -> str:
     """The whole document."""
     name = str(findings.evaluation.get("name", "Hypernetwork"))
     sections = (advice, ranking, grids, strengths, learning, bands, worst, about)
-    body = element(
-        "body",
+    return document(
+        f"{name}: evaluation",
         element("a", "Skip to the recommendation", href="#advice", class_="skip"),
         _header(name, findings),
         element("main", [make(findings) for make in sections]),
         element("footer", element("p", "Made by hn. This page loads nothing from elsewhere.")),
     )
-    return "<!DOCTYPE html>\n" + element("html", _head(name), body, lang="en") + "\n"
 
 
-def _head(name: str) -> Markup:
+def document(title: str, *body: Markup) -> str:
+    """A page of ours that needs nothing else."""
+    whole = element("html", _head(title), element("body", *body), lang="en")
+    return f"<!DOCTYPE html>\n{whole}\n"
+
+
+def _head(title: str) -> Markup:
     style = (files("hn.evaluation.report") / "style.css").read_text(encoding="utf-8")
     return element(
         "head",
@@ -63,7 +68,7 @@ def _head(name: str) -> Markup:
         element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name_="color-scheme", content="light dark"),
         element("link", rel="icon", href="data:,"),
-        element("title", f"{name}: evaluation"),
+        element("title", title),
         element("style", Markup(style)),
     )
 

@@ -36,7 +36,7 @@ class Plot:
     """What is drawn and how it reads. `summary` says in words what the eye would see.
 
     `x_at`: a value of x to point out, with its label. `shares`: values of y are written as per
-    cent.
+    cent. `log_x`: the horizontal axis may be logarithmic.
     """
 
     title: str
@@ -46,6 +46,7 @@ class Plot:
     x_at: tuple[float, str] | None = None
     shares: bool = False
     may_be_log: bool = True
+    log_x: bool = False
     note: str | None = None
 
 
@@ -55,7 +56,7 @@ def figure(plot: Plot) -> Markup:
     if not drawn:
         nothing = element("p", "There are no finite numbers to draw.", class_="missing")
         return element("figure", _caption(plot), nothing)
-    x = fit([px for one in drawn for px, _ in one.points], tight=True, may_be_log=False)
+    x = fit([px for one in drawn for px, _ in one.points], tight=True, may_be_log=plot.log_x)
     y = fit(_heights(drawn), may_be_log=plot.may_be_log)
     return element(
         "figure",
