@@ -34,7 +34,12 @@ def alone(model, pictures, tmp_path_factory):
     [
         pytest.param(runs.TORCHRUN, id="torchrun"),
         pytest.param(
-            [*runs.ACCELERATE, "--multi_gpu", "--num_processes", "2", runs.SCRIPT], id="accelerate"
+            [
+                *runs.ACCELERATE,
+                *["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+                runs.SCRIPT,
+            ],
+            id="accelerate",
         ),
         pytest.param(
             [
