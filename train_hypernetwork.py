@@ -134,6 +134,8 @@ def main(config: Config) -> int:
     except Exception as error:
         return report_failure(as_user_error(error), status)
     finally:
+        # Not within `train`, whose DDP would then be the last to hold the group of processes: torch
+        # takes it down with the interpreter locked, while its threads may wait for that lock.
         accelerator.end_training()
     status.write("done" if finished else "interrupted", 0 if finished else INTERRUPTED)
     if not finished:

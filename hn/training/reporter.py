@@ -106,12 +106,11 @@ class Reporter:
             tracker.histogram(tag, values, step)
 
     def close(self) -> None:
-        """End the bar, say what was counted, and flush the trackers."""
+        """End the bar, and say what was counted. The trackers end with the processes' group."""
         self._bar.close()
         totals = ", ".join(f"{name} {number}" for name, number in self._totals().items())
         if totals:
             self._accelerator.print(totals.replace("_", " "))
-        self._accelerator.end_training()
 
     @property
     def _trackers(self) -> list[Tracker]:
