@@ -47,6 +47,7 @@ _CHOICES = {"style_filewords": "style", "subject_filewords": "subject"}
 _ITS_WAYS: dict[str, dict[str, Any]] = {
     "data": {"resize_mode": "stretch", "missing_caption": "filename"},
     "model": {"prompt_syntax": "webui"},
+    "network": {"activation_func": "linear"},  # where it stores none
 }
 
 

@@ -205,7 +205,7 @@ def test_accumulation_equals_a_larger_batch(model, pictures, tmp_path):
     # The same gradients summed in another order; AdamW's first steps enlarge what is near zero.
     large, small = (hn.load(tmp_path / f"{n}/{n}.pt").tensors() for n in ("large", "small"))
     for key, tensor in large.items():
-        if not key.endswith("linear.1.bias") or ".k." not in key:
+        if not key.endswith("linear.2.bias") or ".k." not in key:  # its gradient is rounding noise
             assert torch.allclose(tensor, small[key], atol=2e-5), key
 
 

@@ -57,6 +57,13 @@ def imported(folder, **changes):
     return web_ui_settings.read(write(folder, **changes))
 
 
+def test_no_activation_is_linear_there(tmp_path):
+    """Here the default is another, so it must be named."""
+    found = imported(tmp_path, activation_func=None).config()
+    assert found.network.activation_func == "linear"
+    assert 'activation_func = "linear"' in cli.to_toml(found, Config())
+
+
 def test_every_setting_gets_its_place(tmp_path):
     config = imported(tmp_path).config(pretrained_model_name_or_path="base")
     assert (config.model.pretrained_model_name_or_path, config.model.prompt_syntax) == (

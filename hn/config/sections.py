@@ -47,7 +47,7 @@ class NetworkConfig:
     """Context widths to train; none given: every one the UNet has."""
     layer_structure: tuple[float, ...] = (1, 2, 1)
     """Layer widths as multiples of the context width, from 1 to 1."""
-    activation_func: str = "linear"
+    activation_func: str = "mish"
     """Activation by its web UI name: linear, relu, leakyrelu, elu, swish, tanh, sigmoid, mish, ...
     """
     weight_initialization: str = "identity"
@@ -113,7 +113,7 @@ class OptimizerConfig:
     """Its arguments as name=value, such as weight_decay=0.1 betas=(0.9,0.99)."""
     use_8bit_adam: bool = False
     """AdamW with 8-bit states (bitsandbytes)."""
-    learning_rate: str = "1e-5"
+    learning_rate: str = "5e-5"
     """A number, or the web UI's stages: "5e-5:150, 2e-5:500, 1e-5" (rate:until that step)."""
     width_learning_rates: tuple[str, ...] = ()
     """Factors of the rate by context width, such as 768=1 320=0.5; a width not named has 1."""

@@ -35,8 +35,8 @@ def opened(run):
 def test_a_run_gives_a_row_for_each_of_its_artifacts_and_loras(run):
     compared = Compared("mine", run, *launch.reopen(run))
     raw, average = compared.artifacts()
-    assert (raw.recipe, raw.what) == ("mine", "1-2-1 linear, identity")
-    assert average.what == "1-2-1 linear, identity, ema"
+    assert (raw.recipe, raw.what) == ("mine", "1-2-1 mish, identity")
+    assert average.what == "1-2-1 mish, identity, ema"
     assert raw.drift > average.drift > 0  # six steps in, the average lags behind
     assert raw.size == (run / "run.safetensors").stat().st_size
     assert raw.seconds > 0
