@@ -78,10 +78,16 @@ class Denoiser(nn.Module):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """The prediction (B, C, h, w) alone, for what is not trained by it."""
-        dtype = self.unet.dtype
-        return self.unet(
-            noisy.to(dtype),
-            timesteps,
-            encoder_hidden_states=condition.context.to(noisy.device, dtype),
-            return_dict=False,
-        )[0]
+        return predict(self.unet, noisy, timesteps, condition)
+
+
+def predict(
+    unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, condition: Condition
+) -> Tensor:
+    """The prediction (B, C, h, w) of a UNet, in its own dtype, with what is attached to it."""
+    return unet(
+        noisy.to(unet.dtype),
+        timesteps,
+        encoder_hidden_states=condition.context.to(noisy.device, unet.dtype),
+        return_dict=False,
+    )[0]

@@ -6,6 +6,7 @@ where it counts: what is learnt, what else changes, for how many bytes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 
@@ -15,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.denoiser import Condition
+from hn.diffusion.denoiser import predict
 from hn.errors import OptionError
 from hn.evaluation.course import Course
 from hn.evaluation.paired import Predict
@@ -61,20 +62,14 @@ def added(unet: UNet2DConditionModel, rank: int, seed: int) -> Iterator[list[nn.
 
 def predictor(base: BaseModel) -> Predict:
     """What the UNet predicts, with whatever is attached or added to it."""
-
-    def predict(noisy: torch.Tensor, timesteps: torch.Tensor, of: Condition) -> torch.Tensor:
-        context = of.context.to(base.device, base.unet.dtype)
-        noisy = noisy.to(base.device, base.unet.dtype)
-        return base.unet(noisy, timesteps, encoder_hidden_states=context, return_dict=False)[0]
-
-    return predict
+    return partial(predict, base.unet)
 
 
 def train(base: BaseModel, parameters: list[nn.Parameter], course: Course, factor: float) -> None:
     """Train as the hypernetwork was, with its rates times `factor`."""
-    predict, none = predictor(base), torch.zeros((), device=base.device)
+    forward, none = predictor(base), torch.zeros((), device=base.device)
     steps = course.steps(
-        lambda *inputs: (predict(*inputs), none),
+        lambda *inputs: (forward(*inputs), none),
         parameters,
         lambda step: factor * course.rates.rate(step),
     )

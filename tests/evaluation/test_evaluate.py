@@ -19,7 +19,6 @@ import hn
 from hn import demo
 from hn.network import files
 from tests import runs, streamed
-from tests.tools.conftest import run  # noqa: F401  # a fixture
 
 FEW = ("--samples", 4, "--strengths", 0.5, 1, "--prompts", "a star", "a heart on the left")
 
@@ -64,7 +63,7 @@ def report(folder):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_run_is_measured_ranked_and_swept(run, trained, embedders, tmp_path):  # noqa: F811
+def test_a_run_is_measured_ranked_and_swept(run, trained, embedders, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")  # a run may be moved, without its pictures
     models = ("--clip_model", embedders / "clip", "--dino_model", embedders / "dino")
     done = run("evaluate", copy, *FEW, *models)
@@ -101,7 +100,7 @@ def test_a_run_is_measured_ranked_and_swept(run, trained, embedders, tmp_path): 
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_what_diverged_is_never_recommended(run, trained, tmp_path):  # noqa: F811
+def test_what_diverged_is_never_recommended(run, trained, tmp_path):
     """Weights that overflow; an average beside a checkpoint competes, too."""
     copy = shutil.copytree(trained, tmp_path / "copy")
     for step in (2, 4, 6):
@@ -129,7 +128,7 @@ def test_what_diverged_is_never_recommended(run, trained, tmp_path):  # noqa: F8
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_without_held_out_pictures_it_says_what_that_means(run, model, pictures, tmp_path):  # noqa: F811
+def test_without_held_out_pictures_it_says_what_that_means(run, model, pictures, tmp_path):
     """Trained with a cache of its own place, so the pictures are looked up in it again."""
     flags = runs.settings(
         model, pictures, tmp_path, max_train_steps=2, validation_inference_steps=2,
@@ -146,7 +145,7 @@ def test_without_held_out_pictures_it_says_what_that_means(run, model, pictures,
 
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("held_out", [True, False])
-def test_a_streamed_run_has_held_out_pictures_or_none(run, model, pictures, tmp_path, held_out):  # noqa: F811
+def test_a_streamed_run_has_held_out_pictures_or_none(run, model, pictures, tmp_path, held_out):
     folder = streamed.write_parquet(tmp_path / "set", streamed.scenes(6), 2)
     flags = runs.settings(
         model, None, tmp_path, train_data_dir=None, dataset_name=folder, streaming=True,
@@ -167,7 +166,7 @@ def test_a_streamed_run_has_held_out_pictures_or_none(run, model, pictures, tmp_
     assert "memorisation" not in found["checkpoints"][0]
 
 
-def test_what_is_no_run_is_refused(run, tmp_path):  # noqa: F811
+def test_what_is_no_run_is_refused(run, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "has no checkpoint to evaluate" in run("evaluate", tmp_path / "empty").stderr
     assert run("evaluate", tmp_path, "--samples", 3).returncode == 2
