@@ -117,10 +117,25 @@ def print_summary(status: Status, heldout: Heldout) -> None:
         print(status.remark)
 
 
+def try_rates(config: Config, accelerator: Accelerator) -> int:
+    """Do what `find_learning_rate` says, and say what was found."""
+    folder = launch.run_folder(config)
+    try:
+        config = launch.resolve(config, accelerator, folder)
+        print(build.find_learning_rate(config, accelerator, folder))
+    except KeyboardInterrupt:
+        print("interrupted; what was encoded is kept")
+        return INTERRUPTED
+    print(f"curve          {folder / 'learning_rate.html'}")
+    return 0
+
+
 def main(config: Config) -> int:
     """Run, and turn every ending into an exit code, a message and `status.json`."""
     try:
         accelerator = launch.build_accelerator(config)
+        if config.training.find_learning_rate:
+            return try_rates(config, accelerator)
         status = launch.build_run_folder(config, accelerator)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

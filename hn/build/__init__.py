@@ -23,6 +23,7 @@ from hn.build.run import (
     build_state,
 )
 from hn.build.start import build_hypernetwork, build_optimizer, build_start
+from hn.build.trial import find_learning_rate
 
 __all__ = [
     "build_base_model",
@@ -44,4 +45,5 @@ __all__ = [
     "build_schedules",
     "build_start",
     "build_state",
+    "find_learning_rate",
 ]

@@ -1,6 +1,8 @@
 """What tries learning rates: the objects of a run, without what saves and reports."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -29,6 +31,7 @@ from hn.evaluation.course import Course
 from hn.evaluation.paired import Pictures
 from hn.evaluation.range_test import Found
 from hn.limits.learning import finds_its_rate, is_schedule_free
+from hn.storage import write_bytes
 
 PICTURES = 8  # that the loss is measured on, each with `paired.DRAWS` draws
 
@@ -61,6 +64,17 @@ class Trial:
         with self.denoiser.attachment.at_strength(1.0), self.accelerator.autocast():
             predict, seed = self.denoiser.predict, self.course.seed
             return float(paired.losses(self.pictures, predict, self.base, seed, what="loss").mean())
+
+
+def find_learning_rate(config: Config, accelerator: Accelerator, folder: Path) -> Found:
+    """Try as many rates as the setting says; the curve goes into the run's folder, as a page and as
+    numbers. No hypernetwork is written; what is encoded is kept for the training.
+    """
+    found = build_trial(config, accelerator).run(config.training.find_learning_rate)
+    numbers = json.dumps(found.as_json(), indent=1) + "\n"
+    write_bytes(folder / "learning_rate.json", numbers.encode())
+    write_bytes(folder / "learning_rate.html", found.page(config.network.name).encode())
+    return found
 
 
 def build_trial(config: Config, accelerator: Accelerator) -> Trial:

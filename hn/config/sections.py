@@ -152,6 +152,9 @@ class TrainingConfig:
     seed: int = 0
     """All randomness follows from it: pictures, noise, timesteps, crops, captions, first weights.
     """
+    find_learning_rate: int = 0
+    """Instead of training, try so many rates (100), from 1e-6 to 0.1, one each step, and show the
+    loss of fixed pictures on the way: begin where it falls fastest."""
     expect_world_size: int | None = None
     """Refuse to run with another number of processes."""
 

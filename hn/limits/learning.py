@@ -24,6 +24,7 @@ def learning_faults(config: Config) -> list[str]:
         *_noise_faults(config.objective),
         *_optimizer_faults(config.optimizer),
         *_average_faults(config.training, config.optimizer),
+        *_trial_faults(config.training.find_learning_rate),
     ]
 
 
@@ -53,6 +54,12 @@ def is_schedule_free(optimizer: str) -> bool:
 def finds_its_rate(optimizer: str) -> bool:
     """Whether the optimizer estimates the rate, so that learning_rate is a factor of it."""
     return optimizer.rpartition(".")[2].startswith(("Prodigy", "DAdapt"))
+
+
+def _trial_faults(rates: int) -> list[str]:
+    if rates == 0 or rates >= 10:
+        return []
+    return [f"find_learning_rate must be at least 10 rates, 100 are usual, or 0; found {rates}"]
 
 
 def _objective_faults(objective: ObjectiveConfig) -> list[str]:

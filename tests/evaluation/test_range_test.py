@@ -1,4 +1,4 @@
-"""The range test: what it suggests of a curve, and the tool on a tiny model."""
+"""The range test: what it suggests of a curve, and the flag on a tiny model."""
 
 import json
 import math
@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from hn import cli
+from hn.errors import OptionError
 from hn.evaluation.range_test import EVERY, HIGHEST, LOWEST, Reading, ramp, read, steepest
 from tests import runs
 
@@ -51,12 +53,10 @@ def test_a_loss_that_is_no_number_ends_it_and_one_that_rises_suggests_nothing():
     assert steepest([Reading(1e-6, 1.0)]) is None
 
 
-def test_the_tool_writes_a_curve_and_trains_nothing(
-    run, model, pictures, tmp_path, fresh_accelerate
-):
-    flags = runs.settings(model, pictures, tmp_path, train_batch_size=4)
-    result = run("find_learning_rate", *flags, "--steps", 12)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_the_flag_writes_a_curve_and_trains_nothing(model, pictures, tmp_path, capsys):
+    flags = runs.settings(model, pictures, tmp_path, train_batch_size=4, find_learning_rate=12)
+    assert runs.train_here(flags) == 0
     found = json.loads((tmp_path / "run/learning_rate.json").read_text())
     assert found["readings"][0]["rate"] == LOWEST
     assert all(it["loss"] > 0 for it in found["readings"])
@@ -64,18 +64,28 @@ def test_the_tool_writes_a_curve_and_trains_nothing(
     assert len(re.findall(r"<circle", page)) == len(found["readings"])
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert written == {"learning_rate.html", "learning_rate.json", "cache"}
+    assert "curve          " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--steps", "5"], "steps must be at least 10"),
-        (["--optimizer", "prodigyopt.Prodigy"], "there is nothing to find for it"),
-    ],
-)
-def test_what_has_no_rate_to_find_is_refused(
-    run, model, pictures, tmp_path, more, message, fresh_accelerate
-):
-    result = run("find_learning_rate", *runs.settings(model, pictures, tmp_path), *more)
-    assert result.returncode == 2
-    assert message in result.stderr
+def test_the_training_begins_in_the_folder_of_its_curve(model, pictures, tmp_path):
+    """Both in processes of their own, as a user would."""
+    flags = runs.settings(model, pictures, tmp_path, max_train_steps=2)
+    tried = runs.run(runs.PYTHON, [*flags, "--find_learning_rate", "10"])
+    assert tried.returncode == 0, tried.stderr
+    assert not (tmp_path / "run/status.json").exists()
+    trained = runs.run(runs.PYTHON, flags)
+    assert trained.returncode == 0, trained.stderr
+    assert "latents: 6 of 6 pictures were in the cache" in trained.stdout
+    assert (tmp_path / "run/run.pt").exists()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_what_has_no_rate_to_find_is_refused(model, pictures, tmp_path, capsys):
+    changes = {"optimizer": "prodigyopt.Prodigy", "find_learning_rate": 12}
+    assert runs.train_here(runs.settings(model, pictures, tmp_path, **changes)) == 2
+    assert "there is nothing to find for it" in capsys.readouterr().err
+
+
+def test_too_few_rates_are_refused(model, pictures, tmp_path):
+    with pytest.raises(OptionError, match="find_learning_rate must be at least 10 rates"):
+        cli.parse(runs.settings(model, pictures, tmp_path, find_learning_rate=5))
