@@ -5,8 +5,8 @@ r"""Draw prompts with hypernetworks: a picture for each seed and strength, and a
     python tools/generate.py "a castle <hypernet:my_style:0.8>" -o drawn \
         --hypernetwork_dir models/hypernetworks --base stable-diffusion-v1-5/stable-diffusion-v1-5
 
-Each PNG holds what it was made of, as the web UI writes and reads it ("PNG Info"). The same
-settings give the same bytes on the same machine.
+Each PNG holds what it was made of, as the web UI writes and reads it ("PNG Info"); --like draws
+what such a picture says once more. The same settings give the same bytes on the same machine.
 
 Exit codes: 0 done, 2 settings, 4 base model or hypernetwork, 5 disk.
 """
@@ -24,10 +24,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    settings.add_flags(parser)
-    args = parser.parse_args()
     try:
-        wanted = settings.settings_of(args)
+        wanted = settings.read_flags(parser)
         cli.quiet_libraries()
 
         from hn.diffusion.generation.generator import Generator

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import hn
 from hn.diffusion.base_model import BaseModel
@@ -205,3 +206,65 @@ def test_help_comes_without_torch():
     result = subprocess.run(command, capture_output=True, text=True, cwd=runs.ROOT, check=False)
     assert result.returncode == 0, result.stderr
     assert "--hypernetwork_dir" in result.stdout
+
+
+def test_a_picture_is_drawn_again_from_what_it_says(generate, folder):
+    flags = ["a star, with (red:1.2) <hypernet:one:0.5>", "--negative_prompt", 'a "blue" one, x']
+    flags += ["--seeds", 5, "--sampler", "Euler a", "--guidance_scale", 3.5, "--size", 24, 16]
+    in_folder = ["--hypernetwork_dir", folder]
+    _, drawn = generate(*flags, *in_folder)
+    picture = drawn / "0001-seed-5-strength-1.png"
+    result, again = generate("--like", picture, *in_folder, output="again")
+    assert result.returncode == 0, result.stderr
+    assert (again / picture.name).read_bytes() == picture.read_bytes()
+    _, other = generate("--like", picture, *in_folder, "--seeds", 6, output="other")
+    assert not np.array_equal(pixels(other / "0001-seed-6-strength-1.png"), pixels(picture))
+
+
+def test_a_sampler_of_others_is_refused_unless_another_is_given(generate, tmp_path):
+    text = PngInfo()
+    text.add_text("parameters", "a star\nSteps: 2, Sampler: DPM fast, Seed: 1, Size: 16x16")
+    Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=text)
+    result, _ = generate("--like", tmp_path / "theirs.png")
+    assert result.returncode == 2
+    assert "sampler 'DPM fast' is not known here; give one of DDIM, Euler" in result.stderr
+    result, _ = generate("--like", tmp_path / "theirs.png", "--sampler", "DDIM")
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_says_nothing_is_not_drawn_again(generate, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    result, _ = generate("--like", tmp_path / "plain.png")
+    assert result.returncode == 2
+    assert "is no PNG with the web UI's text" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a star", infotext.Described("a star", "", {})),
+        ("Steps: one, two", infotext.Described("Steps: one, two", "", {})),
+        (
+            "a\nb\nNegative prompt: c\nd\nSteps: 1, Seed: 2, Size: 8x8",
+            infotext.Described("a\nb", "c\nd", {"Steps": "1", "Seed": "2", "Size": "8x8"}),
+        ),
+        (
+            'x\nSteps: 1, Seed: 2, Note: "a, \\"b\\": c", Hypernet: my net(5ad1), Model: m',
+            infotext.Described(
+                "x <hypernet:my net:1>",
+                "",
+                {"Steps": "1", "Seed": "2", "Note": 'a, "b": c', "Model": "m"},
+            ),
+        ),
+    ],
+)
+def test_infotext_is_read(text, expected):
+    """As old web UIs wrote it too, whose hypernetwork was no part of the prompt."""
+    assert infotext.read(text) == expected
+
+
+def test_infotext_is_read_as_it_was_written():
+    parameters = {"Steps": "2", "Sampler": "Euler a", "Model": 'a, "b"'}
+    assert infotext.read(infotext.write("p\nq", "n", parameters)) == infotext.Described(
+        "p\nq", "n", parameters
+    )

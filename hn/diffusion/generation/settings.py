@@ -4,8 +4,9 @@ import argparse
 from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from hn.diffusion.generation import infotext
 from hn.diffusion.generation.samplers import DEFAULT, SAMPLERS
 from hn.errors import OptionError, shown
 
@@ -55,6 +56,9 @@ class GenerationSettings:
             faults.append(f"strengths must be finite numbers; found {shown(self.strengths)}")
         if not all(0 <= seed < 2**63 for seed in self.seeds):
             faults.append(f"seeds must be from 0 to 2^63 - 1; found {shown(self.seeds)}")
+        if self.sampler not in SAMPLERS:  # a picture's
+            known = ", ".join(SAMPLERS)
+            faults.append(f"sampler {shown(self.sampler)} is not known here; give one of {known}")
         if self.steps < 1 or self.clip_skip < 1:
             faults.append("steps and clip_skip must be at least 1")
         if not (isfinite(self.guidance_scale) and self.guidance_scale >= 0):
@@ -73,6 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", nargs="*", help="may name <hypernet:my_style:0.8>, with --hypernetwork_dir")
     add("--prompts", type=Path, metavar="FILE", help="more prompts, one in each line")
+    add("--like", type=Path, metavar="PNG", help="take what is not given from a picture's text")
     add("-o", "--output", type=Path, required=True, metavar="FOLDER")
     add("--overwrite", action="store_true", help="replace pictures that are there")
     add("--base", default="demo", help="a base model's folder or hub id (default: embedded demo)")
@@ -90,8 +95,46 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
 
 
-def settings_of(args: argparse.Namespace) -> GenerationSettings:
-    """The flags, with the prompts of the file. Raises `OptionError` for any that cannot be."""
+def read_flags(parser: argparse.ArgumentParser) -> GenerationSettings:
+    """The flags, with what a picture and a file of prompts say. Raises `OptionError`."""
+    add_flags(parser)
+    like = parser.parse_known_args()[0].like
+    if like is not None:
+        parser.set_defaults(**_described(like))
+    return _settings(parser.parse_args())
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """The settings that a picture was made with, where they are some of ours. Raises `OptionError`
+    for a picture without text.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            found = infotext.read(picture.info["parameters"])
+        values: dict[str, Any] = {
+            setting: read(found.parameters[name])
+            for name, (setting, read) in _READ.items()
+            if name in found.parameters
+        }
+    except (OSError, KeyError, ValueError) as error:
+        raise OptionError(f"like '{path}' is no PNG with the web UI's text: {error}") from error
+    return {**values, "prompt": [found.prompt], "negative_prompt": found.negative_prompt}
+
+
+_READ = {
+    "Steps": ("steps", int),
+    "Sampler": ("sampler", str),
+    "CFG scale": ("guidance_scale", float),
+    "Seed": ("seeds", lambda value: [int(value)]),
+    "Size": ("size", lambda value: [int(side) for side in value.split("x")]),
+    "Clip skip": ("clip_skip", int),
+}
+"""The web UI's names, and what they are here."""
+
+
+def _settings(args: argparse.Namespace) -> GenerationSettings:
     values = vars(args)
     lists = {name: tuple(values[name]) for name in ("hypernetwork", "strengths", "seeds")}
     size = tuple(args.size) if args.size else None
