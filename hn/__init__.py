@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from hn.diffusion.attention import Attachment, attach
     from hn.diffusion.strength import Strength
+    from hn.diffusion.surgery.folding import Folding, fold
     from hn.diffusion.tags import find_hypernetwork, parse_prompt_tags
     from hn.network.description import HypernetworkConfig
     from hn.network.files import load, save
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Attachment",
+    "Folding",
     "Hypernetwork",
     "HypernetworkConfig",
     "HypernetworkModule",
@@ -44,6 +46,7 @@ __all__ = [
     "attach",
     "disabled",
     "find_hypernetwork",
+    "fold",
     "load",
     "load_hypernetwork",
     "loaded_hypernetworks",
@@ -56,6 +59,7 @@ __all__ = [
 
 _HOMES = {
     "Attachment": "hn.diffusion.attention",
+    "Folding": "hn.diffusion.surgery.folding",
     "Hypernetwork": "hn.network.module",
     "HypernetworkConfig": "hn.network.description",
     "HypernetworkModule": "hn.network.module",
@@ -64,6 +68,7 @@ _HOMES = {
     "attach": "hn.diffusion.attention",
     "disabled": "hn.diffusion.adapters",
     "find_hypernetwork": "hn.diffusion.tags",
+    "fold": "hn.diffusion.surgery.folding",
     "load": "hn.network.files",
     "load_hypernetwork": "hn.diffusion.adapters",
     "loaded_hypernetworks": "hn.diffusion.adapters",

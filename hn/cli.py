@@ -52,6 +52,11 @@ def parse_or_exit() -> Config:
         sys.exit(error.exit_code)
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Read "1, 2, 1" as the web UI's field does; whole numbers stay whole."""
+    return tuple(int(part) if part.strip().isdigit() else float(part) for part in text.split(","))
+
+
 def quiet_libraries() -> None:
     """Keep libraries from warning, at their import, of what does not concern us; errors stay."""
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):

@@ -10,13 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from hn import cli
 from hn.errors import OptionError, UserError, shown
 from hn.limits import MAX_NAME
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Read "1, 2, 1" as the web UI's field does; whole numbers stay whole."""
-    return tuple(int(part) if part.strip().isdigit() else float(part) for part in text.split(","))
 
 
 def main() -> int:
@@ -28,12 +24,12 @@ def main() -> int:
     add("name", help="letters, digits, blanks and ._- ; others are dropped, as in the web UI")
     add("-o", "--output", type=Path, default=Path(), help="folder for NAME.pt")
     add("--sizes", type=int, nargs="+", default=[768, 320, 640, 1280], help="context widths")
-    add("--layer_structure", type=numbers, default=(1, 2, 1), help='such as "1, 2, 1"')
+    add("--layer_structure", type=cli.numbers, default=(1, 2, 1), help='such as "1, 2, 1"')
     add("--activation_func", default="linear", help="by its web UI name")
     add("--weight_initialization", default="identity", help="identity, Normal, KaimingNormal, ...")
     add("--is_layer_norm", action="store_true", help="LayerNorm after every layer")
     add("--activate_output", action="store_true", help="activation also after the last layer")
-    add("--dropout_structure", type=numbers, default=(), help='such as "0, 0.3, 0"; none: off')
+    add("--dropout_structure", type=cli.numbers, default=(), help='such as "0, 0.3, 0"; none: off')
     add("--seed", type=int, help="the same seed gives the same weights, also in the web UI")
     add("--overwrite", action="store_true", help="replace the file if it is there")
     args = parser.parse_args()

@@ -23,6 +23,8 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         variant=model.variant,
         prompt_syntax=model.prompt_syntax,
         clip_skip=model.clip_skip,
+        vae=model.pretrained_vae_model_name_or_path,
+        prediction=model.prediction_type,
         dtype=dtypes[accelerator.mixed_precision],
         device=accelerator.device,
     )

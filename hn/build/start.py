@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from hn import __version__
-from hn.config import Config, NetworkConfig
+from hn.config import Config, ModelConfig, NetworkConfig
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.layout import is_single_file
 from hn.errors import ModelError, OptionError, shown
 from hn.network import files, portability, sidecar
 from hn.network.contents import Contents
@@ -66,11 +67,11 @@ def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hyperne
             f"dims {unknown} are not context widths of {base.name}; it has {base.dims}: leave the "
             "others out, or take the base model that they were made for"
         )
-    file = config.model.sd_checkpoint_file
+    file = _single_file(config.model)
     hypernetwork.describe(
         name=network.name,
         sd_checkpoint=start.base_hash,
-        sd_checkpoint_name=Path(base.name).name if file is None else Path(file).stem,
+        sd_checkpoint_name=Path(base.name).name if file is None else file.stem,
         optional_info=_info(config),
     )
     return hypernetwork
@@ -90,8 +91,8 @@ def _read(config: Config) -> Start:
     """Raises `ModelError` for a file that cannot be read, `OptionError` if it does not go with the
     settings.
     """
-    network, file = config.network, config.model.sd_checkpoint_file
-    base_hash = None if file is None else sidecar.short_hash(Path(file))
+    network, file = config.network, _single_file(config.model)
+    base_hash = None if file is None else sidecar.short_hash(file)
     if network.hypernetwork_path is None:
         return Start(base_hash=base_hash)
     path = locate(network.hypernetwork_path)
@@ -104,6 +105,14 @@ def _read(config: Config) -> Start:
         return Start(hypernetwork, None, base_hash)  # the checkpoint brings the optimizer's state
     name = "AdamW8bit" if config.optimizer.use_8bit_adam else config.optimizer.optimizer
     return Start(hypernetwork, adoption.find(path, network.adopt_optimizer, name), base_hash)
+
+
+def _single_file(model: ModelConfig) -> Path | None:
+    """The base model's single file, whose hash the web UI knows it by."""
+    if model.sd_checkpoint_file is not None:
+        return Path(model.sd_checkpoint_file)
+    name = model.pretrained_model_name_or_path
+    return Path(name) if is_single_file(name) else None
 
 
 def _check_settings(config: Config, hypernetwork: Hypernetwork, path: Path) -> None:

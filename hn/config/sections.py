@@ -9,15 +9,21 @@ class ModelConfig:
     """The base model."""
 
     pretrained_model_name_or_path: str = ""
-    """Folder or hub id of a Stable Diffusion 1 or 2 in diffusers' layout; "demo" is the embedded
-    one.
+    """A Stable Diffusion 1 or 2: a diffusers folder or hub id, or a single .safetensors or .ckpt
+    file; "demo" is the embedded one.
     """
+    pretrained_vae_model_name_or_path: str | None = None
+    """Another autoencoder than the model's: folder, hub id or single file."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the model predicts; not given: what its scheduler says. Single files of Stable Diffusion
+    2 do not say it: v_prediction are those of 768 pixels."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     variant: str | None = None
     """Weight files to take, such as "fp16"."""
     sd_checkpoint_file: str | None = None
-    """The single file of this model, if there is one: its short hash is noted in the artifact."""
+    """The single file of this model, if a folder or hub id is trained with: its short hash is noted
+    in the artifact."""
     prompt_syntax: Literal["plain", "webui"] = "plain"
     """How captions and prompts are read. plain: as text, cut at one chunk of 75 tokens. webui:
     (word:1.2), ((word)), [word] and BREAK as the web UI reads them, in as many chunks as it takes;

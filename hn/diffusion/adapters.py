@@ -126,14 +126,8 @@ class _Adapters:
 
     @classmethod
     def of(cls, pipe: Any) -> "_Adapters":
-        """Those of the pipeline's UNet. Raises `ModelError` if it has none of the right kind."""
-        unet = getattr(pipe, "unet", None)
-        unet = getattr(unet, "_orig_mod", unet)  # compiled
-        if not isinstance(unet, UNet2DConditionModel):
-            raise ModelError(
-                f"{type(pipe).__name__} has no UNet of Stable Diffusion 1 or 2; hypernetworks are "
-                "for pipelines that have"
-            )
+        """Those of the pipeline's UNet. Raises `ModelError` as `unet_of` does."""
+        unet = unet_of(pipe)
         adapters = getattr(unet, _ATTRIBUTE, None) or cls(unet)
         adapters.pipe = pipe  # the scheduler in use is that of the pipeline seen last
         return adapters
@@ -183,6 +177,18 @@ class _Adapters:
             setattr(self._unet, _ATTRIBUTE, self)
         elif hasattr(self._unet, _ATTRIBUTE):
             delattr(self._unet, _ATTRIBUTE)
+
+
+def unet_of(pipe: Any) -> UNet2DConditionModel:
+    """The UNet of a pipeline. Raises `ModelError` if it has none of the right kind."""
+    unet = getattr(pipe, "unet", None)
+    unet = getattr(unet, "_orig_mod", unet)  # compiled
+    if not isinstance(unet, UNet2DConditionModel):
+        raise ModelError(
+            f"{type(pipe).__name__} has no UNet of Stable Diffusion 1 or 2; hypernetworks are "
+            "for pipelines that have"
+        )
+    return unet
 
 
 def _check_strength(strength: Any) -> None:

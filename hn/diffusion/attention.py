@@ -65,7 +65,7 @@ def attach(
 
 def context_dims(unet: UNet2DConditionModel) -> tuple[int, ...]:
     """Every context width of the UNet's attention, ascending: (320, 640, 768, 1280) for SD 1."""
-    return tuple(sorted({layer.to_k.in_features for layer in _attention_layers(unet).values()}))
+    return tuple(sorted({layer.to_k.in_features for layer in attention_layers(unet).values()}))
 
 
 class Attachment:
@@ -82,15 +82,15 @@ class Attachment:
         timesteps: Timesteps | None = None,
     ) -> None:
         self.stack = list(stack)
-        self._layers = _attention_layers(unet)
+        self._layers = attention_layers(unet)
         self._kernel: Kernel | None = kernel
         self._once = transform_once and unet.config["encoder_hid_dim_type"] is None
         self._follow = follow
         self._timesteps = timesteps
         if is_scheduled(self.stack) and timesteps is None:
             raise OptionError("a strength with a schedule needs the timesteps of the denoising")
-        _check_layers(self._layers)
-        _check_dims(self.stack, context_dims(unet))
+        check_layers(self._layers)
+        check_dims(self.stack, context_dims(unet))
         self._before: dict[str, Any] = {}
         self._ours = {
             name: self._processor(name, layer.processor) for name, layer in self._layers.items()
@@ -190,7 +190,8 @@ def _is_like(net: torch.nn.Module, context: Tensor) -> bool:
     return weight.device == context.device and weight.dtype == context.dtype
 
 
-def _attention_layers(unet: UNet2DConditionModel) -> dict[str, Any]:
+def attention_layers(unet: UNet2DConditionModel) -> dict[str, Any]:
+    """The attention layers of a UNet by name."""
     return {name: module for name, module in unet.named_modules() if isinstance(module, Attention)}
 
 
@@ -207,7 +208,7 @@ def _check_processor(name: str, processor: Any) -> None:
         )
 
 
-def _check_layers(layers: dict[str, Any]) -> None:
+def check_layers(layers: dict[str, Any]) -> None:
     """Refuse attention that normalises or extends its context on its own, unlike SD 1, 2 and XL."""
     for name, layer in layers.items():
         extras = [extra for extra in _UNKNOWN_EXTRAS if getattr(layer, extra, None) is not None]
@@ -218,7 +219,8 @@ def _check_layers(layers: dict[str, Any]) -> None:
             )
 
 
-def _check_dims(stack: Choices, available: tuple[int, ...]) -> None:
+def check_dims(stack: Choices, available: tuple[int, ...]) -> None:
+    """Warn of widths that a UNet lacks. Raises `ModelError` for one that has no other."""
     for net, _ in stack:
         unknown = sorted(set(net.dims) - set(available))
         name = net.provenance.name or "the hypernetwork"

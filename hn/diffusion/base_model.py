@@ -1,24 +1,24 @@
-"""The base model: a Stable Diffusion 1 or 2 in diffusers' layout, from a folder or from the hub,
-frozen.
-"""
+"""The base model: a Stable Diffusion 1 or 2 from a folder, the hub or a single file, frozen."""
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from hn.diffusion.attention import context_dims
-from hn.diffusion.layout import check_layout
+from hn.diffusion.layout import is_single_file
 from hn.diffusion.objective import Prediction
+from hn.diffusion.parts import Parts, load_pretrained_vae
+from hn.diffusion.single_file.reading import load as load_file
+from hn.diffusion.single_file.reading import load_vae as load_vae_file
 from hn.diffusion.text_encoder import Syntax, TextEncoder
 from hn.errors import ModelError
 
@@ -64,48 +64,33 @@ class BaseModel:
         variant: str | None = None,
         prompt_syntax: Syntax = "plain",
         clip_skip: int = 1,
+        vae: str | None = None,
+        prediction: Prediction | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Load from a folder or hub id, in `dtype`; the autoencoder stays in float32.
+        """Load from a folder, hub id or single file, in `dtype`; the autoencoder stays in float32.
 
-        Raises `ModelError` naming what is missing, before anything large is read, and `OptionError`
-        if the text encoder has fewer layers than `clip_skip`.
+        `vae`: another autoencoder, named likewise; `prediction`: what the model predicts, if its
+        scheduler does not say so. Raises `ModelError` naming what is missing, before anything large
+        is read, and `OptionError` if the text encoder has fewer layers than `clip_skip`.
         """
-        check_layout(name, revision=revision, variant=variant)
-        at: dict[str, Any] = {"revision": revision}
-        source = {**at, "variant": variant}
-        try:
-            with warnings.catch_warnings():
-                # diffusers passes what huggingface_hub says it does not read any more.
-                warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
-                unet = UNet2DConditionModel.from_pretrained(
-                    name, subfolder="unet", torch_dtype=dtype, **source
-                )
-                vae = AutoencoderKL.from_pretrained(
-                    name, subfolder="vae", torch_dtype=torch.float32, **source
-                )
-                text_model = CLIPTextModel.from_pretrained(
-                    name, subfolder="text_encoder", dtype=dtype, **source
-                )
-                tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **at)
-                scheduler: Any = DDIMScheduler.from_pretrained(name, subfolder="scheduler", **at)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
-            raise ModelError(
-                f"pretrained_model_name_or_path '{name}' cannot be loaded: {reason} It must be a "
-                "diffusers folder or hub id of a Stable Diffusion 1 or 2."
-            ) from error
+        file = Path(name) if is_single_file(name) else None
+        parts = (
+            Parts.load(name, revision=revision, variant=variant, dtype=dtype)
+            if file is None
+            else load_file(file, dtype=dtype, prediction=prediction)
+        )
+        if prediction is not None:
+            parts.scheduler.register_to_config(prediction_type=prediction)
         base = cls(
             name=name,
-            unet=unet,
-            vae=vae,
+            unet=parts.unet,
+            vae=parts.vae if vae is None else _load_vae(vae),
             text_encoder=TextEncoder(
-                tokenizer, text_model, syntax=prompt_syntax, clip_skip=clip_skip
+                parts.tokenizer, parts.text_encoder, syntax=prompt_syntax, clip_skip=clip_skip
             ),
-            scheduler=scheduler,
+            scheduler=parts.scheduler,
         )
         return base.to(device)
 
@@ -202,6 +187,11 @@ class BaseModel:
     def encode_prompts(self, prompts: list[str]) -> list[Tensor]:
         """The context (T, D) of each prompt; `stack_contexts` joins different lengths."""
         return self.text_encoder.encode(prompts)
+
+
+def _load_vae(name: str) -> AutoencoderKL:
+    """An autoencoder alone. Raises `ModelError`."""
+    return load_vae_file(Path(name)) if is_single_file(name) else load_pretrained_vae(name)
 
 
 def _prediction(scheduler: DDIMScheduler) -> Prediction:

@@ -19,16 +19,25 @@ from huggingface_hub.errors import (
 from hn.errors import ModelError
 from hn.hub_access import remedy
 
+SINGLE_FILES = (".safetensors", ".ckpt")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHTED = ("unet", "vae", "text_encoder")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+$")
 
 
+def is_single_file(name: str) -> bool:
+    """Whether it is called like a base model in one file, and not a folder."""
+    return Path(name).suffix in SINGLE_FILES and not Path(name).is_dir()
+
+
 def check_layout(name: str, *, revision: str | None = None, variant: str | None = None) -> None:
     """Refuse early what cannot be a base model. Raises `ModelError`.
 
-    A hub that cannot be reached is no fault yet: the model may have been fetched before.
+    A hub that cannot be reached is no fault yet: the model may have been fetched before. A single
+    file says what it is when it is read.
     """
+    if is_single_file(name):
+        return
     folder = Path(name)
     if folder.is_dir():
         found = [path for part in PARTS for path in (folder / part).glob("*")]
@@ -38,8 +47,7 @@ def check_layout(name: str, *, revision: str | None = None, variant: str | None 
     if folder.exists() or not _HUB_ID.match(name):
         raise ModelError(
             f"pretrained_model_name_or_path '{name}' is neither a folder nor a hub id such as "
-            "'stable-diffusion-v1-5/stable-diffusion-v1-5'. A single checkpoint file must be "
-            "converted first."
+            "'stable-diffusion-v1-5/stable-diffusion-v1-5', nor a .safetensors or .ckpt file."
         )
     files = _files_on_hub(name, revision)
     if files is None:

@@ -1,5 +1,6 @@
 """The checkpoints of a run, as artifacts to evaluate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hn.network.module import Hypernetwork
 from hn.training.checkpoint import fault, list_checkpoints
 
 EMA = "-ema"
+FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def find_candidates(run: Path) -> list[Candidate]:
     Raises `ModelError` if there is none.
     """
     found: list[Candidate] = []
-    for checkpoint in list_checkpoints(run / "checkpoints"):
+    for checkpoint in list_checkpoints(run / FOLDER):
         damage = fault(checkpoint)
         if damage is not None:
             print(f"{checkpoint} is passed over: {damage}")
@@ -48,4 +50,20 @@ def find_candidates(run: Path) -> list[Candidate]:
             f"{run} has no checkpoint to evaluate: give the folder of a run that has saved, such "
             "as runs/demo"
         )
+    return found
+
+
+def artifacts_in(names: Sequence[str]) -> list[str]:
+    """Files as they are; of a run, or its folder of checkpoints, the artifacts in these, by step.
+
+    Averages that the run itself made are left out. Raises `ModelError` as `find_candidates` does.
+    """
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            run = path.parent if path.name == FOLDER else path
+            found += [str(it.path) for it in find_candidates(run) if it.kind == "raw"]
+        else:
+            found.append(name)
     return found

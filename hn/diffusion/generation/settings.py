@@ -80,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--like", type=Path, metavar="PNG", help="take what is not given from a picture's text")
     add("-o", "--output", type=Path, required=True, metavar="FOLDER")
     add("--overwrite", action="store_true", help="replace pictures that are there")
-    add("--base", default="demo", help="a base model's folder or hub id (default: embedded demo)")
+    add("--base", default="demo", help="base model: folder, hub id or single file (embedded demo)")
     add("--hypernetwork", nargs="+", default=[], metavar="FILE", help="for all prompts, in order")
     add("--hypernetwork_dir", type=Path, metavar="FOLDER", help="where tags find their files")
     add("--strengths", type=float, nargs="+", default=[1.0], help="columns; they scale tags, too")

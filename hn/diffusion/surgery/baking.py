@@ -1,0 +1,196 @@
+"""Base models in files, with linear hypernetworks folded into their attention: what every program
+draws with that knows no hypernetworks.
+
+Only `to_k`, `to_v` and the bias of `to_out.0` are changed, in the precision they are stored in; all
+other bytes are copied. Names of tensors are those of diffusers (`down_blocks. ...`), or of single
+files (`model.diffusion_model.input_blocks. ...`), which call attention alike.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hn.diffusion.strength import Choices
+from hn.diffusion.surgery import single_file
+from hn.diffusion.surgery.folding import Maps, maps_of
+from hn.diffusion.surgery.layer import Exactness, LayerWeights, measure
+from hn.diffusion.surgery.tensor_files import TensorFile, write
+from hn.errors import ModelError, OptionError, StorageError
+from hn.network.surgery.affine import name_of
+
+METADATA = "hypernetworks"
+PARTS = {
+    "input_blocks": "down", "middle_block": "mid", "output_blocks": "up",
+    "down_blocks": "down", "mid_block": "mid", "up_blocks": "up",
+}  # fmt: skip
+_LAYER = re.compile(r"((?:model\.diffusion_model\.)?(\w+_blocks?)\.[\w.]*\.attn[12])\.to_k\.weight")
+_READ = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
+_FOLDED = ("to_k.weight", "to_v.weight", "to_out.0.bias")
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model)(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")
+_FOREIGN_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".h5")
+
+
+def bake(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None = None) -> Exactness:
+    """Write `base` (a diffusers folder, or a single file) with the stack folded in.
+
+    What changes is stored in `dtype`, or as it was. An `output` that ends with .safetensors is a
+    single file, any other a folder. Raises `ModelError` and `OptionError` as `hn.fold` does, or
+    where the base cannot become that, and `StorageError`.
+    """
+    to_file = output.suffix == ".safetensors"
+    if base.is_dir():
+        write_kind = _folder_to_file if to_file else _folder
+        return write_kind(base, stack, output, dtype)
+    if not to_file:
+        raise OptionError(
+            f"-o {output} must end with .safetensors, since {base} is a single file: diffusers' "
+            "from_single_file and save_pretrained make a folder of it"
+        )
+    return _file(base, stack, output, dtype)
+
+
+def layers_in(names: Iterable[str]) -> dict[str, str]:
+    """The attention layers among the names of tensors, each with its part of the UNet."""
+    found = (_LAYER.fullmatch(name) for name in names)
+    return {match[1]: PARTS[match[2]] for match in found if match and match[2] in PARTS}
+
+
+def fold_files(
+    files: Sequence[TensorFile], stack: Choices, where: Path, dtype: torch.dtype | None
+) -> tuple[dict[str, Tensor], Exactness]:
+    """The tensors that change, and how exactly. Raises `ModelError` as `hn.fold` does."""
+    home = {name: file for file in files for name in file.entries}
+    layers = layers_in(home)
+    _check(layers, home, where)
+    dims = {home[f"{layer}.to_k.weight"].entries[f"{layer}.to_k.weight"][1][1] for layer in layers}
+    maps = maps_of(stack, tuple(sorted(dims)))
+    changed: dict[str, Tensor] = {}
+    worst = Exactness(0.0, 0.0)
+    for layer, block in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
+        new, exactness = _fold_layer(layer, block, home, maps, dtype)
+        changed |= new
+        worst = worst.worst(exactness)
+    return changed, worst
+
+
+def _fold_layer(
+    layer: str, block: str, home: Mapping[str, TensorFile], maps: Maps, dtype: torch.dtype | None
+) -> tuple[dict[str, Tensor], Exactness]:
+    weights = LayerWeights(*(home[name].read(name) for name in _names(layer, _READ)))
+    both = maps(block, weights.dim)
+    folded = weights.wide().fold(*both)
+    stored = folded.stored(weights, dtype)
+    values = (stored.to_k, stored.to_v, stored.bias)
+    changed = dict(zip(_names(layer, _FOLDED), values, strict=True))
+    return changed, measure(weights, folded, stored, *both)
+
+
+def _names(layer: str, parts: Sequence[str]) -> list[str]:
+    return [f"{layer}.{part}" for part in parts]
+
+
+def _check(layers: Mapping[str, str], home: Mapping[str, TensorFile], where: Path) -> None:
+    """Refuse what is no Stable Diffusion, or whose weights are packed."""
+    if not layers:
+        raise ModelError(f"{where} has no attention as Stable Diffusion 1, 2 and XL have it")
+    for name in (name for layer in layers for name in _names(layer, _READ)):
+        if name not in home:
+            raise ModelError(f"{where} has no {name}: it is another kind of model, or incomplete")
+        dtype = home[name].entries[name][0]
+        if dtype not in ("F16", "BF16", "F32", "F64"):
+            raise ModelError(f"{where} is quantised ({name} in {dtype}): give the original")
+
+
+def _note(file: TensorFile, stack: Choices) -> dict[str, str]:
+    """The file's metadata, and what was folded into it."""
+    told = [
+        {"name": name_of(net), "step": net.provenance.step, "strength": str(strength)}
+        for net, strength in stack
+    ]
+    return {**file.metadata, METADATA: json.dumps(told)}
+
+
+def _file(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None) -> Exactness:
+    file = TensorFile.open(base)
+    changed, exactness = fold_files([file], stack, base, dtype)
+    write(output, (file.entry(name, changed) for name in file.entries), _note(file, stack))
+    return exactness
+
+
+def _folder_to_file(
+    base: Path, stack: Choices, output: Path, dtype: torch.dtype | None
+) -> Exactness:
+    names = single_file.Names.of(base)
+    files = next(iter(_weights_of(base)))
+    changed, exactness = fold_files(files, stack, base, dtype)
+    write(output, names.entries(files, changed), _note(files[0], stack))
+    return exactness
+
+
+def _folder(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None) -> Exactness:
+    """Written beside under another name, so that half a folder is never taken for a whole one."""
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
+        raise OptionError(f"{output} is there already and not empty: choose another -o")
+    worst = Exactness(0.0, 0.0)
+    sets = _weights_of(base)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+            folder = Path(scratch) / output.name
+            _copy_rest(base, folder)
+            for files in sets:
+                changed, exactness = fold_files(files, stack, base, dtype)
+                worst = worst.worst(exactness)
+                for file in files:
+                    entries = (file.entry(name, changed) for name in file.entries)
+                    write(folder / "unet" / file.path.name, entries, _note(file, stack))
+            if output.exists():
+                output.rmdir()
+            folder.rename(output)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {output}: {error.strerror or error}. Free some space or choose another "
+            "-o."
+        ) from error
+    return worst
+
+
+def _weights_of(base: Path) -> list[list[TensorFile]]:
+    """The files of the UNet's weights: of each variant (fp16, say), those that belong together.
+
+    The one without a variant comes first. Raises `ModelError` if there is none.
+    """
+    found = [
+        (match[2] or "", path)
+        for path in sorted((base / "unet").glob("*.safetensors"))
+        if (match := _WEIGHTS.fullmatch(path.name))
+    ]
+    if not found:
+        raise ModelError(
+            f"{base} has no unet/diffusion_pytorch_model.safetensors: it must be a diffusers "
+            "folder with weights as .safetensors"
+        )
+    groups = groupby(sorted(found), key=lambda item: item[0])
+    return [[TensorFile.open(path) for _, path in group] for _, group in groups]
+
+
+def _copy_rest(base: Path, folder: Path) -> None:
+    """Copy all but the UNet's weights, and weights at the top, which belong to no part."""
+    paths = [path for path in sorted(base.rglob("*")) if path.is_file()]
+    for path in tqdm(paths, "copying", unit="file", delay=1, leave=False):
+        inside = path.relative_to(base)
+        weights = path.suffix in (".safetensors", *_FOREIGN_WEIGHTS)
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if weights and (len(inside.parts) == 1 or inside.parts[0] == "unet"):
+            continue
+        (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / inside)

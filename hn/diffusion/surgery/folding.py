@@ -1,0 +1,129 @@
+"""Linear hypernetworks folded into a UNet's own attention: the same pictures, at no cost.
+
+    with hn.fold(pipeline, [(net, 0.8)]):
+        ...
+
+or `folding = hn.fold(...)`, and later `folding.undo()`.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hn.diffusion.adapters import unet_of
+from hn.diffusion.attention import attention_layers, check_dims, check_layers, context_dims
+from hn.diffusion.strength import Choices, is_scheduled, resolve
+from hn.diffusion.surgery.layer import LayerWeights
+from hn.errors import ModelError, OptionError
+from hn.network.module import Stack
+from hn.network.surgery.affine import Affine, affine_of, check_linear
+
+REMEDY = (
+    "Export it as a LoRA (tools/export_lora.py), or distil it into a linear one (tools/distil.py)"
+)
+Maps = Callable[[str, int], tuple[Affine, Affine]]
+"""From a part of the UNet (down, mid, up) and a width to what keys and values read through."""
+
+
+def fold(pipe: Any, stack: Choices) -> "Folding":
+    """Let a pipeline, or a UNet, read through a `stack` of linear hypernetworks by its weights.
+
+    They read what is attached gives, so an attached hypernetwork comes before them. Raises
+    `ModelError` for a hypernetwork that is not linear or for another base model, or for weights
+    that are not there, packed, or have a LoRA; `OptionError` for a strength that changes while
+    denoising.
+    """
+    unet = pipe if isinstance(pipe, UNet2DConditionModel) else unet_of(pipe)
+    layers = attention_layers(unet)
+    check_layers(layers)
+    maps = maps_of(stack, context_dims(unet))
+    for name, layer in layers.items():
+        _check_weights(name, layer)
+    return Folding(layers, maps)
+
+
+def maps_of(stack: Choices, available: tuple[int, ...]) -> Maps:
+    """What a UNet with these widths reads through. Raises as `fold` does."""
+    if is_scheduled(stack):
+        raise OptionError(
+            "a strength that changes while denoising cannot be folded into weights: attach the "
+            "hypernetwork instead"
+        )
+    check_linear([net for net, _ in stack], "folding it into weights", REMEDY)
+    check_dims(stack, available)
+    stacks: dict[str, Stack] = resolve(stack, None)
+
+    @cache
+    def maps(block: str, dim: int) -> tuple[Affine, Affine]:
+        return affine_of(stacks[block], dim, "k"), affine_of(stacks[block], dim, "v")
+
+    return maps
+
+
+class Folding:
+    """Hypernetworks folded into a UNet; `undo` restores its weights to the bit."""
+
+    def __init__(self, layers: dict[str, Any], maps: Maps) -> None:
+        self._before: list[tuple[nn.Parameter, Tensor]] = []
+        for name, layer in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
+            weights = LayerWeights(*(parameter.detach() for parameter in _parameters(layer)))
+            folded = weights.wide().fold(*maps(name.partition("_")[0], weights.dim))
+            _, to_k, to_v, _, bias = _parameters(layer)
+            self._set(to_k, folded.to_k)
+            self._set(to_v, folded.to_v)
+            self._set(bias, folded.bias)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Give the UNet its own weights back. Calling it again does nothing."""
+        while self._before:
+            parameter, own = self._before.pop()
+            parameter.copy_(own)
+
+    @torch.no_grad()
+    def _set(self, parameter: nn.Parameter, value: Tensor) -> None:
+        self._before.append((parameter, parameter.detach().clone()))
+        parameter.copy_(value)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+
+def _parameters(layer: Any) -> tuple[nn.Parameter, ...]:
+    """In the order of `LayerWeights`."""
+    out = layer.to_out[0]
+    return layer.to_q.weight, layer.to_k.weight, layer.to_v.weight, out.weight, out.bias
+
+
+def _check_weights(name: str, layer: Any) -> None:
+    """Refuse weights that cannot be changed in place."""
+    for part in (layer.to_k, layer.to_v, layer.to_out[0]):
+        weight = getattr(part, "weight", None)
+        if type(part) is not nn.Linear or weight is None or weight.dtype.itemsize == 1:
+            raise ModelError(
+                f"the attention layer {name} has a {type(part).__name__} where plain weights are "
+                "needed: unload LoRAs, and load the base model without quantisation"
+            )
+        if weight.device.type == "meta":
+            raise ModelError(
+                f"the weights of {name} are offloaded: fold before enabling the offload"
+            )
+    if layer.to_out[0].bias is None or getattr(layer, "fused_projections", False):
+        raise ModelError(
+            f"the attention layer {name} has fused projections or no bias: undo "
+            "fuse_qkv_projections; hypernetworks are for Stable Diffusion 1 and 2"
+        )

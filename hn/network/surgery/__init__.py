@@ -1,0 +1,1 @@
+"""Hypernetworks cut and joined: averaged, added, composed, resized, made linear."""

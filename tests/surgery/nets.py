@@ -1,0 +1,26 @@
+"""Random hypernetworks of every width of the tiny UNet, that change a lot."""
+
+from collections.abc import Sequence
+
+import torch
+
+import hn
+from tests import tiny
+
+
+def make(seed: int = 0, dims: Sequence[int] = tiny.DIMS, **structure) -> hn.Hypernetwork:
+    """Biases too, which a new one has not."""
+    net = hn.Hypernetwork.create(
+        dims, weight_initialization="XavierNormal", seed=seed, name=f"net{seed}", **structure
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def contexts(dim: int, count: int = 64, seed: int = 0) -> torch.Tensor:
+    """Contexts (1, N, D) as large as a layer norm leaves them, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, count, dim, generator=generator, dtype=torch.float64)
