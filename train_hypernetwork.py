@@ -34,24 +34,25 @@ from hn.training.status import Status, resume_command
 def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     """Train to the end of the schedule; False means a signal came, and everything is saved."""
     stop = Stop(accelerator)
-    publisher = build.build_publisher(config, accelerator, status)
-    rates, clip_bounds = build.build_schedules(config)
-    start = build.build_start(config, accelerator)
-    datasets = build.build_datasets(config, accelerator)
+    ready = build.build_ready(config, accelerator, status)
+    if config.output.dry_run:
+        accelerator.print(build.plan_in_words(config, accelerator, ready))
+        return True
     base = build.build_base_model(config, accelerator)
     objective = build.build_objective(config, accelerator, base)
-    hypernetwork = build.build_hypernetwork(config, base, start)
+    hypernetwork = build.build_hypernetwork(config, base, ready.start)
     cache = build.build_cache(config)
     contexts = Contexts(base, cache.store)
     painter = build.build_painter(config, base, contexts)
-    held_out = build.build_held_out(config, accelerator, datasets, base, contexts, cache)
-    batches = build.build_batches(config, accelerator, datasets, base, contexts, cache)
+    held_out = build.build_held_out(config, accelerator, ready.datasets, base, contexts, cache)
+    batches = build.build_batches(config, accelerator, ready.datasets, base, contexts, cache)
 
+    rates, publisher = ready.rates, ready.publisher
     plain = build.build_denoiser(config, base, hypernetwork)
-    optimizer = build.build_optimizer(config, hypernetwork, start, rates.rate(0))
+    optimizer = build.build_optimizer(config, hypernetwork, ready.start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
-    guard = build.build_guard(config, accelerator, hypernetwork, clip_bounds)
+    guard = build.build_guard(config, accelerator, hypernetwork, ready.clip_bounds)
     reporter = build.build_reporter(
         config, accelerator, status.folder, state, batches, guard, rates.end
     )
@@ -152,6 +153,7 @@ def main(config: Config) -> int:
         # Not within `train`, whose DDP would then be the last to hold the group of processes: torch
         # takes it down with the interpreter locked, while its threads may wait for that lock.
         accelerator.end_training()
+        status.release()
     status.write("done" if finished else "interrupted", 0 if finished else INTERRUPTED)
     if not finished:
         accelerator.print(f"interrupted; go on with: {resume_command(status.folder)}")

@@ -5,10 +5,12 @@ folder. Each message says which setting or file, what was found, what is allowed
 next.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+NAMED = 5  # names in a line
+SHOWN_FAULTS = 20  # lines of a list
 INTERRUPTED = 75  # saved, can be resumed
 BUG = 70  # anything that is not one of the classes below
 
@@ -30,6 +32,22 @@ def meant(word: str, known: Iterable[str]) -> str:
     """A question after the known word that `word` resembles; nothing if it resembles none."""
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def named(names: Sequence[str], count: int | None = None) -> str:
+    """How many, and the first few by name; a strange name is shown escaped.
+
+    `count` says how many there are of which `names` are the first, at least `NAMED`.
+    """
+    count = len(names) if count is None else count
+    more = ", ..." if count > NAMED else ""
+    return f"{count} ({', '.join(map(repr, names[:NAMED]))}{more})"
+
+
+def listed(headline: str, faults: Sequence[str]) -> str:
+    """A headline with the first faults below it, one in a line, and how many more there are."""
+    more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+    return "\n  ".join([headline + ":", *faults[:SHOWN_FAULTS], *more])
 
 
 def _shown_alone(value: Any) -> str:

@@ -1,8 +1,12 @@
 """What comes before the objects of a run: its processes, its folder, the embedded demo."""
 
+import fcntl
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import PIL
 import torch
 from accelerate import Accelerator
 
@@ -13,9 +17,15 @@ from hn.data.cache.index import Index
 from hn.errors import DataError, HubError, OptionError, shown
 from hn.hub import fetch_cache
 from hn.hub.checkpoints import REMOTE, fetch_checkpoint
-from hn.storage import write_bytes
+from hn.storage import existing_parent, prove_writable, write_bytes
 from hn.training.status import Status
 from hn.training.trackers import check_installed
+
+LOCK = ".lock"
+LEAST = {  # version and reason
+    "torch": ("2.10", "reading a file could corrupt memory (CVE-2026-24747)"),
+    "pillow": ("12.3", "reading a picture could take all memory, or more than its bytes"),
+}
 
 
 def run_folder(config: Config) -> Path:
@@ -26,6 +36,7 @@ def run_folder(config: Config) -> Path:
 def build_accelerator(config: Config) -> Accelerator:
     """Accelerate, checked against what was asked for."""
     training = config.training
+    check_versions()
     check_installed(config.output.report_to)
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
@@ -43,9 +54,30 @@ def build_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def check_versions() -> None:
+    """Refuse libraries whose readers have known holes: strangers' files are opened with them.
+
+    Raises `OptionError`.
+    """
+    found = {"torch": str(torch.__version__), "pillow": PIL.__version__}
+    for package, (least, why) in LEAST.items():
+        if _numbers(found[package]) < _numbers(least):
+            raise OptionError(
+                f"{package} {found[package]} is too old: {why}. Install at least {least}: pip "
+                f"install '{package}>={least}'"
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def build_run_folder(config: Config, accelerator: Accelerator) -> Status:
-    """The run's folder, proven to be writable, and its status; the main process decides."""
-    folder = run_folder(config)
+    """The run's folder, proven to be writable and held, and its status; the main process decides.
+
+    A dry run leaves nothing there.
+    """
+    folder, dry, lock = run_folder(config), config.output.dry_run, None
     if accelerator.is_main_process:
         finished = [folder / f"{config.network.name}{ending}" for ending in (".pt", ".safetensors")]
         used = [path for path in (folder / "checkpoints", *finished) if path.exists()]
@@ -55,10 +87,33 @@ def build_run_folder(config: Config, accelerator: Accelerator) -> Status:
                 "--resume_from_checkpoint latest; or choose another --name or --output_dir; or "
                 "remove the folder."
             )
-        saved = replace(config, output=replace(config.output, resume_from_checkpoint=None))
-        write_bytes(folder / "config.toml", cli.to_toml(saved).encode())
+        prove_writable(existing_parent(folder) if dry else folder, "output_dir")
+        if not dry:
+            lock = hold(folder)
+            saved = replace(config, output=replace(config.output, resume_from_checkpoint=None))
+            write_bytes(folder / "config.toml", cli.to_toml(saved).encode())
     accelerator.wait_for_everyone()
-    return Status(folder, main_process=accelerator.is_main_process)
+    return Status(folder, main_process=accelerator.is_main_process and not dry, lock=lock)
+
+
+def hold(folder: Path) -> int | None:
+    """Keep other runs out of a folder until what is returned is closed, or the process ends.
+
+    Raises `OptionError` if one is at work there. Where the disk knows no locks, none is kept out.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OptionError(
+            f"another run is at work in {folder}. Wait for it, or choose another --name or "
+            "--output_dir."
+        ) from error
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def resolve(config: Config, accelerator: Accelerator, folder: Path) -> Config:

@@ -57,6 +57,11 @@ def prove_writable(folder: Path, setting: str) -> None:
         ) from error
 
 
+def existing_parent(folder: Path) -> Path:
+    """The folder itself or the next above that is there: the disk on which it lies or will lie."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the folder's entries, so that a rename inside it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

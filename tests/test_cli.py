@@ -117,7 +117,7 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, message):
         ([*BUCKET, "--no_upscale", "--native_size"], "give one of them"),
         (["--filename_word_regex", "[a"], "filename_word_regex '[a' is not a regular expression"),
         (["--filename_word_regex", "(a)(b)"], "'(a)(b)' has 2 groups, so it is not one word"),
-        (["--filename_word_regex", "a"], "is for missing_caption filename; found error"),
+        (["--filename_word_regex", "a"], "is for missing_caption filename; found stop"),
         (["--tag_dropout", "1.5"], "tag_dropout must be from 0 to 1; found 1.5"),
         (["--keep_tags", "-1", "--shuffle_tags"], "keep_tags must not be negative; found -1"),
         (["--keep_tags", "1"], "keep_tags 1 is for shuffle_tags or tag_dropout; found neither"),

@@ -106,7 +106,7 @@ def test_a_hypernetwork_that_is_trained_far_enough(model, pictures, tmp_path, ca
     assert runs.train_here([*flags[:-2], "--max_train_steps", "8", *flags[-2:]]) == 0
     rows = runs.metrics(tmp_path / "run")
     assert [row["step"] for row in rows if "loss" in row] == [7, 8]
-    assert "old.pt at step 6\n" in capsys.readouterr().out
+    assert "old.pt at step 6, sha256 " in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(model, pictures, tmp_path, capsys):
@@ -120,4 +120,4 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(model, pictures, tmp_path,
 
 def test_an_output_folder_that_is_a_file(model, pictures, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    _ends(capsys, runs.settings(model, pictures, tmp_path / "file"), 5, "cannot write")
+    _ends(capsys, runs.settings(model, pictures, tmp_path / "file"), 5, "cannot be written")

@@ -41,7 +41,7 @@ def main() -> int:
 def push(run: Path, given: dict[str, str | bool]) -> str:
     """The repository's address. Raises a `UserError` of any kind."""
     from hn import cli
-    from hn.limits import hub_faults
+    from hn.limits.hub import hub_faults
 
     cli.quiet_libraries()
 

@@ -14,6 +14,8 @@ from hn.build.pictures import (
     build_datasets,
     build_held_out,
 )
+from hn.build.plan import plan_in_words
+from hn.build.preflight import Ready, build_ready
 from hn.build.run import (
     build_checkpoints,
     build_guard,
@@ -26,6 +28,7 @@ from hn.build.start import build_hypernetwork, build_optimizer, build_start
 from hn.build.trial import find_learning_rate
 
 __all__ = [
+    "Ready",
     "build_base_model",
     "build_batches",
     "build_cache",
@@ -41,9 +44,11 @@ __all__ = [
     "build_optimizer",
     "build_painter",
     "build_publisher",
+    "build_ready",
     "build_reporter",
     "build_schedules",
     "build_start",
     "build_state",
     "find_learning_rate",
+    "plan_in_words",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hn.build.models import build_base_model
+from hn.build.models import build_base_model, check_base_model
 from hn.build.pictures import (
     build_cache,
     build_datasets,
@@ -40,6 +40,7 @@ class Cached:
 
 def build_cached(config: Config, accelerator: Accelerator) -> Cached:
     """Encode what the cache lacks of pictures, held-out pictures and prompts."""
+    check_base_model(config)
     datasets = build_datasets(config, accelerator)
     assert isinstance(datasets.train, Dataset)  # settings see to it that it is neither else
     base = build_base_model(config, accelerator)

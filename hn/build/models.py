@@ -8,9 +8,18 @@ from hn.config import Config
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
+from hn.diffusion.layout import check_layout
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
 from hn.network.module import Hypernetwork
+
+
+def check_base_model(config: Config) -> None:
+    """Refuse what cannot be a base model before pictures are looked at. Raises `ModelError`."""
+    model = config.model
+    check_layout(
+        model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant
+    )
 
 
 def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from hn.build.processes import build_layout, build_workers
 from hn.build.prompts import build_prompts, encode_prompts
 from hn.build.splitting import divide
 from hn.build.streams import build_stream, build_streamed_batches
-from hn.config import Config
+from hn.config import Config, DataConfig
 from hn.data.batches import Batches
 from hn.data.cache.caching import Cache, cache_pictures
 from hn.data.cache.contexts import Contexts
@@ -23,15 +24,15 @@ from hn.data.cache.index import Index
 from hn.data.cache.latents import Latents
 from hn.data.pictures.bucket_table import bucket_table, write_pictures
 from hn.data.pictures.buckets import step_of
-from hn.data.pictures.checks import check_pictures
+from hn.data.pictures.checks import Checked, check_pictures
 from hn.data.pictures.framing import Framing
 from hn.data.pictures.images import load_examples, read_configured_folder
 from hn.data.streaming.batches import StreamedBatches
 from hn.data.streaming.stream import Stream
+from hn.data.tally import Tally
 from hn.data.words.captions import load_template
 from hn.data.words.prompts import Prompts, check_captions
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.layout import check_layout
 from hn.evaluation.paired import Pictures
 from hn.storage import prove_writable
 
@@ -42,43 +43,51 @@ class Datasets:
 
     train: Dataset | Stream | None = None
     held_out: Dataset | None = None
+    sizes: NDArray[np.int32] | None = None  # (N, 2), upright, of those to train on, where known
 
 
-def build_datasets(config: Config, accelerator: Accelerator) -> Datasets:
-    """The pictures, all of them decoded once."""
-    # A wrong model should not wait for the pictures.
-    model = config.model
-    check_layout(
-        model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant
-    )
-    data = config.data
+def build_datasets(
+    config: Config, accelerator: Accelerator, tally: Tally | None = None
+) -> Datasets:
+    """The pictures, all of them decoded once; what is odd with them goes into the `tally`."""
+    data, tally = config.data, tally or Tally()
     build_framing(config)
     template = load_template(data.template)
     if data.cached_data_dir is not None:
         return Datasets()
     cache = build_cache(config)
-    if not data.streaming or data.validation_data_dir is not None:  # a stream keeps nothing
+    kept = not data.streaming or data.validation_data_dir is not None  # of a stream, nothing is
+    if kept and not config.output.dry_run:
         prove_writable(cache.folder, "latent_cache_dir")
-    known = cache.known
-    if data.streaming:
-        train = build_stream(config, accelerator)
-    else:
-        with said_once(accelerator):
-            train = load_examples(data)
-            print(check_captions(train, template, data))
-        check_pictures(train, known("train"))
-        if data.validation_split:
-            with said_once(accelerator):
+    with said_once(accelerator):
+        if data.streaming:
+            train, sizes = build_stream(config, accelerator), None
+        else:
+            examples = load_examples(data, tally)
+            print(check_captions(examples, template, data))
+            checked = _checked(examples, "train", data, cache, tally)
+            train, sizes = checked.dataset, checked.sizes
+            if data.validation_split:
                 division = divide(train, data.validation_split, config.training.seed)
                 print(division)
-            return Datasets(division.train, division.held_out)
-    if data.validation_data_dir is None:
-        return Datasets(train)
-    with said_once(accelerator):
-        held_out = read_configured_folder(data, "validation_data_dir")
+                return Datasets(division.train, division.held_out)
+        if data.validation_data_dir is None:
+            return Datasets(train, None, sizes)
+        held_out = read_configured_folder(data, "validation_data_dir", tally)
         check_captions(held_out, template, data)
-    check_pictures(held_out, known("validation"))
-    return Datasets(train, held_out)
+        return Datasets(train, _checked(held_out, "held_out", data, cache, tally).dataset, sizes)
+
+
+def _checked(dataset: Dataset, about: str, data: DataConfig, cache: Cache, tally: Tally) -> Checked:
+    """The pictures that can be used, as the settings say what these are."""
+    return check_pictures(
+        dataset,
+        cache.known("train" if about == "train" else "validation"),
+        on_bad_image=data.on_bad_image,
+        min_side=data.min_side,
+        about=about,
+        tally=tally,
+    )
 
 
 def said_once(accelerator: Accelerator) -> AbstractContextManager[object]:

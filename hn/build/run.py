@@ -129,7 +129,8 @@ def _fingerprint(
             key: value
             for key, value in asdict(data).items()
             if not key.endswith(("_dir", "_folders", "_name", "_column"))
-            if key != "vae_batch_size"
+            # what is left out of the pictures, their digest knows
+            if key not in ("vae_batch_size", "on_bad_image", "min_side")
         },
         **asdict(config.objective),
         # of the optimizer, what its saved state holds: that would win without a word

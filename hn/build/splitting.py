@@ -18,8 +18,8 @@ from PIL import ImageOps
 from hn.checkup.likeness import Fingerprint, fingerprint, resembling
 from hn.data.parallel import in_order, thread_count
 from hn.data.pictures.decoding import Example, open_picture, survey
-from hn.data.pictures.images import examples, named
-from hn.errors import DataError
+from hn.data.pictures.images import examples
+from hn.errors import DataError, named
 
 Result = TypeVar("Result")
 

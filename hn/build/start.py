@@ -8,8 +8,13 @@ from accelerate import Accelerator
 
 from hn import __version__
 from hn.config import Config, ModelConfig, NetworkConfig
+from hn.data.tally import Tally
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.kernels import choose_kernel
 from hn.diffusion.layout import is_single_file
+from hn.diffusion.objective.problem import check_range
+from hn.diffusion.outline import Outline
+from hn.diffusion.text_encoder import check_clip_skip
 from hn.errors import ModelError, OptionError, shown
 from hn.network import files, portability, sidecar
 from hn.network.contents import Contents
@@ -25,29 +30,32 @@ ANY_DIM = 320  # for a first look at an architecture: which widths it gets is no
 class Start:
     """The hypernetwork to go on from and the optimizer state beside it; neither for a new one.
 
-    `base_hash`: short hash of the base model's single file, if there is one.
+    `base_hash`: short hash of the base model's single file, if there is one; `content` that of the
+    file to go on from.
     """
 
     hypernetwork: Hypernetwork | None = None
     optimizer: Sidecar | None = None
     base_hash: str | None = None
+    content: str | None = None
 
 
-def build_start(config: Config, accelerator: Accelerator) -> Start:
+def build_start(config: Config, accelerator: Accelerator, tally: Tally | None = None) -> Start:
     """Read the file to go on from, or try the architecture; say what each host will make of it.
 
     Before pictures and base model, so that nobody trains for hours what their host cannot run.
+    What is odd with the file goes into the `tally`.
     """
     if (remark := optimizers.remark(config.optimizer)) is not None:
         accelerator.print(remark)
-    start = _read(config)
+    start = _read(config, tally or Tally())
     if start.hypernetwork is not None:
         step, beside = start.hypernetwork.provenance.step, start.optimizer is not None
         accelerator.print(
-            f"going on from {config.network.hypernetwork_path} at step {step}"
-            f"{', with the optimizer state beside it' * beside}"
+            f"going on from {config.network.hypernetwork_path} at step {step}, sha256 "
+            f"{start.content}{', with the optimizer state beside it' * beside}"
         )
-    trial = start.hypernetwork or _create(
+    trial = start.hypernetwork or new_hypernetwork(
         config.network, config.network.dims or (ANY_DIM,), config.training.seed
     )
     verdicts = portability.in_words(portability.judge(artifacts.shared(trial)))
@@ -58,15 +66,10 @@ def build_start(config: Config, accelerator: Accelerator) -> Start:
 def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hypernetwork:
     """A new hypernetwork, or the one to go on from; refused if the UNet lacks one of its widths."""
     network = config.network
-    hypernetwork = start.hypernetwork or _create(
+    hypernetwork = start.hypernetwork or new_hypernetwork(
         network, network.dims or base.dims, config.training.seed
     )
-    unknown = [dim for dim in hypernetwork.dims if dim not in base.dims]
-    if unknown:
-        raise ModelError(
-            f"dims {unknown} are not context widths of {base.name}; it has {base.dims}: leave the "
-            "others out, or take the base model that they were made for"
-        )
+    _check_dims(hypernetwork.dims, base.dims, base.name)
     file = _single_file(config.model)
     hypernetwork.describe(
         name=network.name,
@@ -75,6 +78,28 @@ def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hyperne
         optional_info=_info(config),
     )
     return hypernetwork
+
+
+def check_fit(config: Config, outline: Outline, start: Start) -> None:
+    """Hold settings and the file to go on from against a base model that is not loaded yet.
+
+    Raises `ModelError` or `OptionError`, as its parts would once they are.
+    """
+    given = config.network.dims if start.hypernetwork is None else start.hypernetwork.dims
+    _check_dims(given, outline.dims, outline.name)
+    check_clip_skip(config.model.clip_skip, outline.text_layers)
+    check_range(config.objective, outline.timesteps)
+    if config.model.enable_xformers_memory_efficient_attention:
+        choose_kernel(None, "xformers")
+
+
+def _check_dims(dims: tuple[int, ...], known: tuple[int, ...], name: str) -> None:
+    unknown = [dim for dim in dims if dim not in known]
+    if unknown:
+        raise ModelError(
+            f"dims {unknown} are not context widths of {name}; it has {known}: leave the "
+            "others out, or take the base model that they were made for"
+        )
 
 
 def build_optimizer(
@@ -87,7 +112,7 @@ def build_optimizer(
     return optimizer
 
 
-def _read(config: Config) -> Start:
+def _read(config: Config, tally: Tally) -> Start:
     """Raises `ModelError` for a file that cannot be read, `OptionError` if it does not go with the
     settings.
     """
@@ -96,15 +121,21 @@ def _read(config: Config) -> Start:
     if network.hypernetwork_path is None:
         return Start(base_hash=base_hash)
     path = locate(network.hypernetwork_path)
+    content = sidecar.short_hash(path) if path.is_file() else None
     hypernetwork = files.load(path)
+    if files.is_safetensors(path) != (path.suffix == ".safetensors"):
+        words = "of another kind than its ending says, read all the same"
+        tally.add("hypernetwork_path", "misnamed", words, [path.name])
     _check_settings(config, hypernetwork, path)
     if network.dropout_structure:
         contents = Contents.of(hypernetwork).with_dropout(network.dropout_structure)
         hypernetwork = contents.build()
     if config.output.resume_from_checkpoint is not None:
-        return Start(hypernetwork, None, base_hash)  # the checkpoint brings the optimizer's state
+        # the checkpoint brings the optimizer's state
+        return Start(hypernetwork, None, base_hash, content)
     name = "AdamW8bit" if config.optimizer.use_8bit_adam else config.optimizer.optimizer
-    return Start(hypernetwork, adoption.find(path, network.adopt_optimizer, name), base_hash)
+    found = adoption.find(path, network.adopt_optimizer, name)
+    return Start(hypernetwork, found, base_hash, content)
 
 
 def _single_file(model: ModelConfig) -> Path | None:
@@ -136,7 +167,8 @@ def _check_settings(config: Config, hypernetwork: Hypernetwork, path: Path) -> N
             )
 
 
-def _create(network: NetworkConfig, dims: tuple[int, ...], seed: int) -> Hypernetwork:
+def new_hypernetwork(network: NetworkConfig, dims: tuple[int, ...], seed: int) -> Hypernetwork:
+    """One of the structure that the settings give. Raises `ModelError` for what cannot be built."""
     return Hypernetwork.create(
         dims,
         layer_structure=network.layer_structure,

@@ -9,7 +9,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hn.build.evaluated import cached_latents
-from hn.build.models import build_base_model, build_denoiser, build_objective
+from hn.build.models import (
+    build_base_model,
+    build_denoiser,
+    build_objective,
+    check_base_model,
+)
 from hn.build.pictures import (
     build_batches,
     build_cache,
@@ -85,6 +90,7 @@ def build_trial(config: Config, accelerator: Accelerator) -> Trial:
     """
     _check(config, accelerator)
     start = build_start(config, accelerator)
+    check_base_model(config)
     datasets = build_datasets(config, accelerator)
     base = build_base_model(config, accelerator)
     hypernetwork = build_hypernetwork(config, base, start)

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from hn.data.pictures.images import Folder
+from hn.data.words.captions import BLANK
 from hn.errors import ModelError
 
 CHUNK = 77  # tokens that Stable Diffusion's text encoders read at once
@@ -87,7 +88,7 @@ def caption_statistics(found: Folder, ruler: Ruler, top: int) -> CaptionStatisti
     return CaptionStatistics(
         count=len(usable),
         missing=without,
-        empty=[n for n, caption in usable.items() if n not in without and not caption.strip()],
+        empty=[name for name in _blank(found) if name not in without],
         repeated=_repeated(usable),
         unit=ruler.unit,
         shortest=min(lengths.values(), default=0),
@@ -100,6 +101,12 @@ def caption_statistics(found: Folder, ruler: Ruler, top: int) -> CaptionStatisti
         in_every_caption=every if len(usable) > 1 else [],
         without_picture=[name for name in found.unused if name.endswith(".txt")],
     )
+
+
+def _blank(found: Folder) -> list[str]:
+    """Pictures whose caption is blank, whether training takes that or not."""
+    taken = [name for name, caption in found.texts.items() if not caption.strip()]
+    return sorted([*taken, *(name for name, fault in found.unusable.items() if BLANK in fault)])
 
 
 def _tags(caption: str) -> list[str]:

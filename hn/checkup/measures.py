@@ -1,7 +1,6 @@
 """What a picture measures: its file, its frame, and what of it the model will see."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageStat
@@ -10,7 +9,6 @@ from hn.checkup.likeness import reduced
 from hn.data.pictures.decoding import Decoded
 from hn.data.pictures.framing import Frame, cut_out
 
-KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 TILES = 4  # in each direction, of which the sharpest counts
 
 
@@ -46,7 +44,6 @@ def measure(name: str, decoded: Decoded, rgb: Image.Image, frame: Frame) -> Meas
     shown, seen = (right - left) * (bottom - top), cut_out(rgb, frame)
     small = np.asarray(reduced(rgb))
     scales = across / width, down / height
-    phone = decoded.kind == "MPO"  # a JPEG, whose second picture is no second frame
     return Measures(
         width=width,
         height=height,
@@ -54,9 +51,9 @@ def measure(name: str, decoded: Decoded, rgb: Image.Image, frame: Frame) -> Meas
         mode=decoded.mode,
         deep=decoded.deep,
         frames=decoded.frames,
-        animated=decoded.frames > 1 and not phone,
+        animated=decoded.animated,
         turned=decoded.turned,
-        misnamed=KINDS[Path(name).suffix.lower()] != ("JPEG" if phone else decoded.kind),
+        misnamed=decoded.is_misnamed(name),
         bucket=frame.size,
         elongation=max(rgb.size) / min(rgb.size),
         enlargement=max(scales),

@@ -9,7 +9,7 @@ from hn.checkup.findings import ALIKE, FINDINGS, SAME, UNUSABLE, Finding
 from hn.checkup.measures import Measures
 from hn.checkup.report import Report
 from hn.data.pictures.bucket_table import bucket_table
-from hn.data.pictures.images import NAMED, SHOWN_FAULTS, named
+from hn.errors import NAMED, SHOWN_FAULTS, named
 
 _WIDTH = 18  # of the first column
 _CAPTION = 60  # characters

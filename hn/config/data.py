@@ -73,9 +73,14 @@ class DataConfig:
     files are not used."""
     random_flip: bool = False
     """Mirror half of the samples."""
-    missing_caption: Literal["error", "filename", "empty"] = "error"
-    """A picture without a caption: stop, take the file's name as the web UI does, or the empty
-    caption."""
+    on_bad_image: Literal["stop", "drop"] = "stop"
+    """A picture that cannot be used: stop and name all of them, or train without them. What is left
+    out is counted, and listed in status.json; a stream always goes on without, and counts."""
+    min_side: int = 8
+    """A picture with a shorter side, in pixels, cannot be used."""
+    missing_caption: Literal["stop", "filename", "template", "empty"] = "stop"
+    """A picture without a caption, or with a blank one: stop and name all of them, take the file's
+    name as the web UI does, what the template says without [filewords], or the empty caption."""
     filename_word_regex: str = ""
     """Regular expression of what counts as a word in a file's name; not given: all of it counts."""
     filename_join_string: str = " "

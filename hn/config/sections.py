@@ -183,6 +183,9 @@ class OutputConfig:
     resume_from_checkpoint: str | None = None
     """A checkpoint's folder, or "latest", or hub:owner/name[@revision] that was pushed with
     hub_strategy all: its newest, or that of /step-00000500 at the end."""
+    dry_run: bool = False
+    """Check settings, files and pictures, show what a run would be and take, and end before any
+    model is loaded."""
     report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = ("tensorboard",)
     """Trackers, beside metrics.jsonl and hypernetwork_loss.csv, which are always written. wandb
     keeps its files here with WANDB_MODE=offline."""

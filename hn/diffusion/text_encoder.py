@@ -31,12 +31,7 @@ class TextEncoder:
         syntax: Syntax = "plain",
         clip_skip: int = 1,
     ) -> None:
-        layers = model.config.num_hidden_layers
-        if not 1 <= clip_skip <= layers:
-            raise OptionError(
-                f"clip_skip must be from 1 to {layers}, the layers of this text encoder; found "
-                f"{clip_skip}"
-            )
+        check_clip_skip(clip_skip, model.config.num_hidden_layers)
         self.tokenizer = tokenizer
         self.model = model.requires_grad_(False).eval()
         self.syntax = syntax
@@ -164,6 +159,15 @@ class TextEncoder:
         """A chunk with start, end and padding, which weigh 1."""
         after = [Token(number, 1.0) for number in (self._end, *self._padding[len(chunk) :])]
         return [Token(self._start, 1.0), *chunk, *after]
+
+
+def check_clip_skip(clip_skip: int, layers: int) -> None:
+    """Raises `OptionError` if a text encoder has fewer `layers`."""
+    if not 1 <= clip_skip <= layers:
+        raise OptionError(
+            f"clip_skip must be from 1 to {layers}, the layers of this text encoder; found "
+            f"{clip_skip}"
+        )
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> list[list[int]]:

@@ -3,8 +3,9 @@
 import math
 import re
 
-from hn.config import Config, DataConfig, HubConfig
+from hn.config import Config, DataConfig
 from hn.errors import OptionError, shown
+from hn.limits.hub import hub_faults
 from hn.limits.learning import learning_faults
 
 MAX_NAME = 200  # bytes; the names of files have at most 255, and endings and steps follow
@@ -45,6 +46,7 @@ def _range_faults(config: Config) -> list[str]:
         "clip_skip": config.model.clip_skip,
         "crops_per_image": data.crops_per_image,
         "vae_batch_size": data.vae_batch_size,
+        "min_side": data.min_side,
         "shuffle_buffer": data.shuffle_buffer,
         "logging_steps": output.logging_steps,
         "validation_inference_steps": validation.validation_inference_steps,
@@ -115,6 +117,11 @@ def _word_faults(data: DataConfig) -> list[str]:
         return [f"{setting} is not a regular expression: {error}"]
     if groups > 1:
         return [f"{setting} has {groups} groups, so it is not one word; write them as (?:...)"]
+    if data.missing_caption == "template" and data.template == "none":
+        return [
+            "missing_caption template takes what the template says: give template style, subject, "
+            "or a text file; found none"
+        ]
     from_names = data.missing_caption == "filename" or data.train_folders is not None
     if data.filename_word_regex and not from_names:
         return [f"{setting} is for missing_caption filename; found {data.missing_caption}"]
@@ -243,19 +250,6 @@ def _crop_faults(data: DataConfig) -> list[str]:
     ):
         return [f"crops_per_image {data.crops_per_image} is for random_crop; found it off"]
     return []
-
-
-def hub_faults(hub: HubConfig) -> list[str]:
-    """What cannot work in how a run is to be published, one line each."""
-    if hub.push_to_hub and hub.hub_model_id is None:
-        return ["push_to_hub needs hub_model_id: give the repository, such as me/my_style"]
-    faults = []
-    if hub.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", hub.hub_license):
-        faults.append(
-            "hub_license must be a licence's id of small letters, digits and .-, such as mit; "
-            f"found {shown(hub.hub_license)}"
-        )
-    return faults
 
 
 def _combination_faults(config: Config) -> list[str]:

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from hn.data.pictures.decoding import Example, open_picture
-from hn.data.pictures.images import SHOWN_FAULTS, examples, read_folder
-from hn.errors import DataError, printable
+from hn.data.pictures.images import examples, read_folder
+from hn.errors import SHOWN_FAULTS, DataError, printable
 from hn.prepare.captions import Blip, merge_order
 from hn.prepare.crops import Crop, Size, around, best_size, centred, kept_share, split, whole
 from hn.prepare.drawing import draw

@@ -3,11 +3,13 @@ into 1.
 """
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hn.data.tally import Tally
 from hn.storage import write_bytes
 from hn.training.state import TrainingState
 
@@ -15,13 +17,24 @@ LAUNCH = "accelerate launch train_hypernetwork.py"
 
 
 class Status:
-    """Writes the file on the main process; `state` is watched once there is one."""
+    """Writes the file on the main process; `state` is watched once there is one.
 
-    def __init__(self, folder: Path, *, main_process: bool) -> None:
+    `lock`: the descriptor of what keeps other runs out of the folder.
+    """
+
+    def __init__(self, folder: Path, *, main_process: bool, lock: int | None = None) -> None:
         self.folder = folder
         self.state: TrainingState | None = None
         self.main_process = main_process
+        self._lock = lock
+        self.found = Tally()  # what is odd with pictures and files
         self.notes: Callable[[], dict[str, Any]] = dict  # what else there is to say
+
+    def release(self) -> None:
+        """Let other runs into the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @property
     def remark(self) -> str:
@@ -40,6 +53,7 @@ class Status:
             "exit_code": exit_code,
             "reason": reason or self.remark,
             "resume_command": resume_command(self.folder, begun=state == "running"),
+            "found": self.found.as_json(),
             **self.notes(),
         }
         write_bytes(self.folder / "status.json", (json.dumps(content, indent=1) + "\n").encode())

@@ -185,7 +185,7 @@ def test_a_picture_without_alpha_is_opaque():
 
 def encode(base, folder, **settings):
     config = DataConfig(resolution=(16,), **{"use_alpha_weights": True, **settings})
-    dataset = read_folder(folder, "error", setting="train_data_dir")
+    dataset = read_folder(folder, "stop", setting="train_data_dir")
     return caches.encode(folder.parent / "cache", dataset, base, config)
 
 
@@ -210,7 +210,7 @@ def test_every_variant_has_the_weights_of_what_it_shows(base, tmp_path, crops, f
 def test_padding_is_weighted_without_the_setting(base, tmp_path):
     """40 x 20 in 16 x 16 is 16 x 8."""
     folder = tiny.make_pictures(tmp_path / "set", 2, size=(40, 20))
-    dataset = read_folder(folder, "error", setting="train_data_dir")
+    dataset = read_folder(folder, "stop", setting="train_data_dir")
     config = DataConfig(resolution=(16,), resize_mode="pad", random_flip=True)
     found = caches.all_weights(caches.encode(tmp_path / "cache", dataset, base, config))
     assert found.shape == (2, 2, 1, 8, 8)
@@ -220,7 +220,7 @@ def test_padding_is_weighted_without_the_setting(base, tmp_path):
 
 def test_without_the_setting_there_are_no_weights_and_white_shows(base, tmp_path):
     folder = tiny.make_pictures(tmp_path / "set", 1, alpha=rising)
-    dataset = read_folder(folder, "error", setting="train_data_dir")
+    dataset = read_folder(folder, "stop", setting="train_data_dir")
     latents = encode(base, folder, use_alpha_weights=False)
     assert latents.weights([0], [0]) is None
     white = open_picture(Example("0.png", dataset[0]["image"], ""))
@@ -259,7 +259,7 @@ def test_a_crop_that_shows_nothing_opaque_is_refused_by_name(base, tmp_path):
 
 def test_a_fully_transparent_picture_stays_refused(tmp_path):
     folder = tiny.make_pictures(tmp_path / "set", 1, alpha=lambda size: Image.new("L", size))
-    dataset = read_folder(folder, "error", setting="train_data_dir")
+    dataset = read_folder(folder, "stop", setting="train_data_dir")
     with pytest.raises(DataError, match=r"0\.png: .*fully transparent"):
         check_pictures(dataset)
     with pytest.raises(DataError, match="fully transparent"):

@@ -231,7 +231,7 @@ def test_too_many_prompts_are_not_listed():
 @pytest.fixture
 def encode(pictures, tmp_path):
     def encode_now(base, **settings):
-        dataset = read_folder(pictures, "error", setting="train_data_dir")
+        dataset = read_folder(pictures, "stop", setting="train_data_dir")
         config = DataConfig(resolution=(16,), **settings)
         first = open_picture(next(examples(dataset, "reading")))
         return caches.encode(tmp_path, dataset, base, config), first

@@ -105,7 +105,7 @@ def test_the_settings_make_captions_of_the_names_of_a_folder(tmp_path, setting):
 
 def test_a_missing_caption_stops_or_is_made(tmp_path):
     picture = tmp_path / "01-a cat.png"
-    with pytest.raises(DataError, match=r"no caption 01-a cat\.txt.*filename or empty"):
+    with pytest.raises(DataError, match=r"no caption 01-a cat\.txt.*filename, template or empty"):
         read_caption(picture)
     assert read_caption(picture, "filename") == "a cat"
     assert read_caption(picture, "empty") == ""

@@ -41,7 +41,7 @@ def encode(base, folder, tmp_path, capsys):
     """Encode through the cache; returns the latents, how many entries are new, and what is said."""
 
     def encode_now(cache="cache", seed=0, **changes):
-        dataset = read_folder(folder, "error", setting="train_data_dir")
+        dataset = read_folder(folder, "stop", setting="train_data_dir")
         before = len(Store(tmp_path / cache / "tensors"))
         capsys.readouterr()
         config = DataConfig(**{"resolution": (16,), **changes})
@@ -247,7 +247,7 @@ def files(folder):
 def fourteen(tmp_path, monkeypatch):
     monkeypatch.setattr(caching, "PER_SHARD", 4)
     folder = tiny.make_pictures(tmp_path / "set", 14)
-    return read_folder(folder, "error", setting="train_data_dir")
+    return read_folder(folder, "stop", setting="train_data_dir")
 
 
 def test_a_killed_pass_repeated_leaves_the_same_files(base, fourteen, tmp_path, monkeypatch):
@@ -468,7 +468,7 @@ def test_a_broken_picture_of_another_process_ends_all_of_them(base, tmp_path, mo
     monkeypatch.setattr(caching, "PER_SHARD", 2)
     folder = tiny.make_pictures(tmp_path / "set", 4)
     (folder / "3.png").write_bytes(b"no picture")
-    dataset = read_folder(folder, "error", setting="train_data_dir")
+    dataset = read_folder(folder, "stop", setting="train_data_dir")
     barrier, found = threading.Barrier(2), []
 
     def run(rank):

@@ -202,12 +202,12 @@ def test_lines_are_captions_of_their_own_if_that_is_set(folder):
     (folder / "a.txt").write_bytes(b"one\r\n\r\n  two \n\n")
     (folder / "b.txt").write_text("")
     (folder / "metadata.jsonl").write_text(rows(("c.png", ["three\n four", "five"])))
-    assert captions(folder, caption_lines=True) == [
+    assert captions(folder, missing_caption="empty", caption_lines=True) == [
         ("a.png", ("one", "two")),
         ("b.png", ("",)),
         ("c.png", ("three", "four", "five")),
     ]
-    assert captions(folder) == [
+    assert captions(folder, missing_caption="empty") == [
         ("a.png", ("one\n\n  two \n\n",)),
         ("b.png", ("",)),
         ("c.png", ("three\n four", "five")),

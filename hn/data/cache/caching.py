@@ -27,8 +27,8 @@ from hn.data.cache.store import Store
 from hn.data.cache.tensor_files import write_table
 from hn.data.cache.workers import ALONE, Workers
 from hn.data.pictures.decoding import survey
-from hn.data.pictures.images import examples_of, listed, named
-from hn.errors import DataError, DistributedError, StorageError, UserError
+from hn.data.pictures.images import examples_of
+from hn.errors import DataError, DistributedError, StorageError, UserError, listed, named
 from hn.storage import write_bytes
 
 PER_SHARD = 256  # pictures; a killed run encodes at most so many of each process again

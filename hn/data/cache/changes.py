@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from hn.data.cache.index import IDENTITY, Index
 from hn.data.cache.store import write_table
-from hn.data.pictures.images import named
+from hn.errors import named
 
 FILE = "pictures.arrow"
 _WORDED = {

@@ -10,7 +10,7 @@ from pyarrow.compute import call_function
 from pyarrow.csv import write_csv
 
 from hn.data.pictures.framing import Fit, Framing
-from hn.data.pictures.images import NAMED, named
+from hn.errors import NAMED, named
 from hn.storage import write_bytes
 
 SHOWN = 40  # sizes; with no_upscale or native_size there may be thousands

@@ -9,15 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from hn.data.pictures.guises import guise
 from hn.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 MAX_PIXELS = 100_000_000  # refused from the header alone; a 10,000 x 10,000 picture passes
 # What is too many, we decide. Pillow warns first, and filters of warnings know no threads.
 Image.MAX_IMAGE_PIXELS = None
 _PNG_DEPTH = 24  # where a PNG says how many bits a channel has
+_PHONE = "MPO"  # the JPEG of phones, whose second picture is no second frame
+# What the EXIF tag Orientation asks for, 1 being upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -36,16 +49,43 @@ class Example:
         return self.caption, *self.other_captions
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A picture, and what its file held before everything was made 8 bits of RGB."""
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says of its picture, before everything is made 8 bits of RGB."""
 
-    pixels: Image.Image  # RGB, or RGBA where it has transparency; turned as its EXIF data say
+    size: tuple[int, int]  # width and height, upright
     kind: str  # by content: one of FORMATS, or MPO, the JPEG of phones that holds a second picture
     mode: str  # Pillow's name
     deep: bool  # 16 bits for each channel
     frames: int  # the first is taken
-    turned: bool
+    orientation: int  # of its EXIF data; 1: upright, or nothing is said
+
+    @property
+    def turned(self) -> bool:
+        """Whether it is turned or mirrored."""
+        return self.orientation in _TURNS
+
+    @property
+    def told(self) -> "Header":
+        """The header alone, without the pixels of what was decoded."""
+        return Header(**{name: getattr(self, name) for name in Header.__dataclass_fields__})
+
+    @property
+    def animated(self) -> bool:
+        """Whether frames are left out."""
+        return self.frames > 1 and self.kind != _PHONE
+
+    def is_misnamed(self, name: str) -> bool:
+        """Whether its ending is that of another format."""
+        kind = KINDS.get(Path(name).suffix.lower())
+        return kind not in (None, "JPEG" if self.kind == _PHONE else self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded(Header):
+    """A picture, and what its file held."""
+
+    pixels: Image.Image  # RGB, or RGBA where it has transparency; turned as its EXIF data say
 
     @property
     def rgb(self) -> Image.Image:
@@ -78,6 +118,12 @@ def upright_size(example: Example) -> tuple[int, int]:
     """Width and height of a picture, upright, from its header. Raises `DataError` naming it."""
     with _opened(example) as (picture, content):
         return _upright_size(picture, content)
+
+
+def read_header(example: Example) -> Header:
+    """What the file says, not decoded. Raises `DataError` naming the picture."""
+    with _opened(example) as (picture, content):
+        return Header(**_header(picture, content, _orientation_told(picture, content)))
 
 
 def decode(example: Example) -> Decoded:
@@ -127,6 +173,7 @@ def _opened(example: Example) -> Iterator[tuple[Any, bytes]]:
 
     Raises `DataError` naming it, also for what is raised while it is used.
     """
+    content = b""
     try:
         content = read_content(example)
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
@@ -139,7 +186,7 @@ def _opened(example: Example) -> Iterator[tuple[Any, bytes]]:
         raise
     except UnidentifiedImageError as error:  # its own message shows an object's address
         raise DataError(
-            f"{example.name}: cannot be read as {', '.join(FORMATS)}: cannot identify its content"
+            f"{example.name}: cannot be read as {', '.join(FORMATS)}: {_unidentified(content)}"
         ) from error
     except Exception as error:  # of a broken file: what its parts raise, zlib, struct, ...
         raise DataError(
@@ -147,26 +194,55 @@ def _opened(example: Example) -> Iterator[tuple[Any, bytes]]:
         ) from error
 
 
+def _unidentified(content: bytes) -> str:
+    found = guise(content)
+    return "cannot identify its content" + (f", which looks like {found}" if found else "")
+
+
 def _upright_size(picture: Any, content: bytes) -> tuple[int, int]:
     """Of a picture whose header is read, as its EXIF data turn it."""
-    width, height = picture.size
-    # Of a PNG, which may hold them at its end, Pillow decodes everything to find EXIF data.
+    return _turned(picture.size, _orientation_told(picture, content))
+
+
+def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return (size[1], size[0]) if orientation in range(5, 9) else size
+
+
+def _orientation_told(picture: Any, content: bytes) -> int:
+    """Of a picture whose header is read.
+
+    Of a PNG, which may hold them at its end, Pillow decodes everything to find EXIF data.
+    """
     told = picture.format != "PNG" or b"eXIf" in content or b"Raw profile" in content
-    turned = told and picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-    return (height, width) if turned else (width, height)
+    return _orientation(picture) if told else 1
+
+
+def _orientation(picture: Any) -> int:
+    """As the EXIF data say; 0 where they cannot be read, which turns nothing."""
+    try:
+        found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of broken data: what its parts raise, struct, SyntaxError, ...
+        return 0
+    return found if isinstance(found, int) else 0
+
+
+def _header(picture: Any, content: bytes, orientation: int) -> dict[str, Any]:
+    return {
+        "size": _turned(picture.size, orientation),
+        "kind": picture.format,
+        "mode": picture.mode,
+        "deep": picture.format == "PNG" and content[_PNG_DEPTH] == 16,
+        "frames": getattr(picture, "n_frames", 1),
+        "orientation": orientation,
+    }
 
 
 def _decoded(picture: Any, content: bytes) -> Decoded:
     """Of a loaded picture: only then are the EXIF data known that a PNG may hold at its end."""
-    kind, mode = picture.format, picture.mode
-    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    header = _header(picture, content, _orientation(picture))
+    turn = _TURNS.get(header["orientation"])
     return Decoded(
-        pixels=_to_8_bits(ImageOps.exif_transpose(picture)),
-        kind=kind,
-        mode=mode,
-        deep=kind == "PNG" and content[_PNG_DEPTH] == 16,
-        frames=getattr(picture, "n_frames", 1),
-        turned=turned,
+        **header, pixels=_to_8_bits(picture if turn is None else picture.transpose(turn))
     )
 
 

@@ -98,7 +98,7 @@ def _captioned(dataset: Dataset, config: DataConfig) -> Iterator[Captioned]:
     )
     for row, value in enumerate(rows):
         captions = value if isinstance(value, list) else [value]
-        if not captions or not all(captions):
+        if not captions or not all(str(caption or "").strip() for caption in captions):
             empty.append(row)
         try:
             for caption in captions:
@@ -107,8 +107,8 @@ def _captioned(dataset: Dataset, config: DataConfig) -> Iterator[Captioned]:
             raise DataError(f"row {row} of {config.dataset_name}: {error}") from error
         filled = [caption or "" for caption in captions] or [""]
         yield Captioned(lines_of(filled) if config.caption_lines else filled, "column")
-    if empty and config.missing_caption != "empty":
+    if empty and config.missing_caption not in ("empty", "template"):
         raise DataError(
             f"{len(empty)} rows of {config.dataset_name} have no caption, the first is row "
-            f"{empty[0]}. Mend them, or set missing_caption to empty."
+            f"{empty[0]}. Mend them, or set missing_caption to empty or template."
         )

@@ -20,13 +20,12 @@ from hn.data.pictures.decoding import Example
 from hn.data.pictures.folder_table import TrainFolder, read_folder_table
 from hn.data.pictures.hub_datasets import read_hub_dataset
 from hn.data.pictures.masks import Masks, find_masks, is_mask
+from hn.data.tally import Tally
 from hn.data.words.folder_captions import Captioned, CaptionReader
 from hn.data.words.metadata import Metadata, read_metadata
-from hn.errors import DataError
+from hn.errors import DataError, listed
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SHOWN_FAULTS = 20
-NAMED = 5
 MAX_ENTRIES = 2**31 - 1  # of an epoch
 
 
@@ -53,27 +52,29 @@ class Folder:
         return [*self.unusable.values(), *self.others, *self.masks.faults]
 
 
-def load_examples(config: DataConfig) -> Dataset:
+def load_examples(config: DataConfig, tally: Tally | None = None) -> Dataset:
     """The training pictures as a dataset of the columns of `hn.data.pictures.columns`.
 
-    Raises `DataError` listing what is wrong with the folders, their captions, or the HF dataset.
+    What is not used is said and goes into the `tally`. Raises `DataError` listing what is wrong
+    with the folders, their captions, or the HF dataset.
     """
     if config.train_data_dir is not None:
-        return read_configured_folder(config, "train_data_dir")
+        return read_configured_folder(config, "train_data_dir", tally)
     if config.train_folders is not None:
-        return _read_folders(read_folder_table(Path(config.train_folders)), config)
+        return _read_folders(read_folder_table(Path(config.train_folders)), config, tally)
     pictures, written = read_hub_dataset(config)
     return with_counts(
         with_words(pictures, ((f"row {row}", it, None) for row, it in enumerate(written)))
     )
 
 
-def read_configured_folder(config: DataConfig, setting: str) -> Dataset:
+def read_configured_folder(config: DataConfig, setting: str, tally: Tally | None = None) -> Dataset:
     """The folder that this setting names, its captions found as the other settings say."""
     return read_folder(
         Path(getattr(config, setting)),
         config.missing_caption,
         setting=setting,
+        tally=tally,
         **_choices(config),
     )
 
@@ -98,12 +99,12 @@ def _choices(config: DataConfig) -> dict[str, Any]:
     }
 
 
-def _read_folders(folders: list[TrainFolder], config: DataConfig) -> Dataset:
+def _read_folders(folders: list[TrainFolder], config: DataConfig, tally: Tally | None) -> Dataset:
     """The pictures of several folders, in their order, training and regularization balanced."""
     parts, faults = [], []
     for folder in folders:
         try:
-            parts.append(_read_part(folder, config))
+            parts.append(_read_part(folder, config, tally))
         except DataError as error:
             faults.append(str(error))
     if faults:
@@ -123,12 +124,13 @@ def _read_folders(folders: list[TrainFolder], config: DataConfig) -> Dataset:
     return concatenate_datasets([dataset.remove_columns("repeats"), counts], axis=1)
 
 
-def _read_part(folder: TrainFolder, config: DataConfig) -> Dataset:
+def _read_part(folder: TrainFolder, config: DataConfig, tally: Tally | None) -> Dataset:
     dataset = _read_pictures(
         folder.path,
         folder.missing_caption or config.missing_caption,
         setting="train_folders: path",
         label=folder.label,
+        tally=tally,
         **_choices(config),
     )
     return with_counts(
@@ -142,11 +144,18 @@ def _read_part(folder: TrainFolder, config: DataConfig) -> Dataset:
 
 
 def _read_pictures(
-    folder: Path, missing_caption: str, *, setting: str, label: str = "", **choices: Any
+    folder: Path,
+    missing_caption: str,
+    *,
+    setting: str,
+    label: str = "",
+    tally: Tally | None = None,
+    **choices: Any,
 ) -> Dataset:
     """As `read_folder`, not counted; a `label` stands before the names, as a folder does."""
     found = scan_folder(folder, missing_caption, setting=setting, **choices)
-    _print_unused(folder, found, choices.get("mask_files", False))
+    about = "held_out" if setting == "validation_data_dir" else "train"
+    _tell(tally or Tally(), about, folder, found, choices.get("mask_files", False))
     if found.faults:
         raise DataError(
             listed(f"{setting} '{folder}' has captions or masks that cannot be used", found.faults)
@@ -160,19 +169,22 @@ def _read_pictures(
     return with_words(dataset_of([{"image": sources}], _PICTURES), rows)
 
 
-def _print_unused(folder: Path, found: Folder, mask_files: bool) -> None:
+def _tell(tally: Tally, about: str, folder: Path, found: Folder, mask_files: bool) -> None:
     """Say which files are not used, and which pictures lack what others have."""
-    if found.unused:
-        print(f"not used, of {folder}: {named(found.unused)}")
-    if found.metadata.unused:
-        columns = named(list(found.metadata.unused))
-        print(f"columns not used, of {found.metadata.file}: {columns}")
-    if found.masks.alone:
-        names = [path.name for path in found.masks.alone]
-        print(f"masks without a picture, of {folder}: {named(names)}")
+    lacking = [name for name, it in found.captions.items() if it.source in ("file name", "none")]
+    masks = [path.name for path in found.masks.alone]
     without = [path.name for path in found.pictures if path.name not in found.masks.of]
-    if mask_files and without:
-        print(f"weighted evenly, since they have no mask, of {folder}: {named(without)}")
+    columns = list(found.metadata.unused)
+    kinds = {
+        "unused": ("not used", found.unused),
+        "unused_columns": ("columns not used", columns),
+        "no_caption": ("without a caption (missing_caption)", lacking),
+        "masks_alone": ("masks without a picture", masks),
+        "no_mask": ("weighted evenly, since they have no mask", without if mask_files else []),
+    }
+    for kind, (words, names) in kinds.items():
+        source = found.metadata.file if kind == "unused_columns" else folder
+        tally.add(about, kind, words, names, source=source)
 
 
 def scan_folder(
@@ -229,22 +241,6 @@ def examples_of(dataset: Dataset) -> Iterator[Example]:
         yield Example(
             row["name"], row["image"], row["caption"], tuple(row["other_captions"]), row["mask"]
         )
-
-
-def named(names: list[str], count: int | None = None) -> str:
-    """How many, and the first few by name; a strange name is shown escaped.
-
-    `count` says how many there are of which `names` are the first, at least `NAMED`.
-    """
-    count = len(names) if count is None else count
-    more = ", ..." if count > NAMED else ""
-    return f"{count} ({', '.join(map(repr, names[:NAMED]))}{more})"
-
-
-def listed(headline: str, faults: list[str]) -> str:
-    """A headline with the first faults below it, one in a line, and how many more there are."""
-    more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
-    return "\n  ".join([headline + ":", *faults[:SHOWN_FAULTS], *more])
 
 
 _PICTURES = Features({"image": ImageFeature(decode=False)})

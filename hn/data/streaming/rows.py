@@ -70,8 +70,9 @@ def _captions(value: Any, config: DataConfig) -> list[str]:
     none.
     """
     captions = value if isinstance(value, list) else [value]
-    if not (captions and all(captions)) and config.missing_caption != "empty":
-        raise ValueError("it has no caption; with missing_caption empty it would have that")
+    written = captions and all(str(caption or "").strip() for caption in captions)
+    if not written and config.missing_caption not in ("empty", "template"):
+        raise ValueError("it has no caption; missing_caption empty or template would take it")
     for caption in captions:
         check_caption(caption or "")
     filled = [caption or "" for caption in captions] or [""]

@@ -21,11 +21,11 @@ from datasets.distributed import split_dataset_by_node
 
 from hn import rng
 from hn.config import DataConfig
+from hn.data.pictures.checks import check_size
 from hn.data.pictures.decoding import Example, upright_size
 from hn.data.pictures.hub_datasets import load
-from hn.data.pictures.images import listed
 from hn.data.streaming.rows import to_example, with_columns
-from hn.errors import DataError
+from hn.errors import DataError, listed
 
 FIRST = 32  # rows that are looked at before training
 TOLERATED = 10  # rows that cannot be used, whatever their share
@@ -171,7 +171,9 @@ class _Epoch:
                 break
             try:
                 example = to_example(*row, self._stream.config)
-                chunk.sizes.append(upright_size(example))
+                size = upright_size(example)
+                check_size(example.name, size, self._stream.config.min_side)
+                chunk.sizes.append(size)
                 chunk.examples.append(example)
             except (DataError, ValueError) as error:
                 chunk.faults.append(str(error))

@@ -13,28 +13,30 @@ from hn.errors import DataError
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 64 * 1024  # of a caption
+BLANK = "has a blank caption"
+WRITE_ONE = "Write one, or set missing_caption to filename, template or empty"
 _NUMBERING = re.compile(r"^[-\d]+\s*")
 
 
 def read_caption(
-    picture: Path, missing: str = "error", *, word_regex: str = "", join_string: str = " "
+    picture: Path, missing: str = "stop", *, word_regex: str = "", join_string: str = " "
 ) -> str:
     """The caption of a picture: the whole of the `.txt` beside it.
 
-    `missing` says what a picture without one gets: "error", "filename" (see `filename_caption`) or
-    "empty". Raises `DataError`.
+    `missing` says what a picture without one gets: "stop" (an error), "filename" (see
+    `filename_caption`), "template" or "empty". Raises `DataError`.
     """
     file = caption_file(picture)
     if file is not None:
         return read_text(file, MAX_BYTES)
-    if missing == "filename":
-        return filename_caption(picture.stem, word_regex, join_string)
-    if missing == "empty":
-        return ""
-    raise DataError(
-        f"{picture.name} has no caption {picture.stem}.txt. Write one, or set missing_caption to "
-        "filename or empty"
-    )
+    if missing == "stop":
+        raise DataError(f"{picture.name} has no caption {picture.stem}.txt. {WRITE_ONE}")
+    return substitute(picture.stem, missing, word_regex, join_string)
+
+
+def substitute(stem: str, missing: str, word_regex: str, join_string: str) -> str:
+    """What stands for a caption that is missing or blank."""
+    return filename_caption(stem, word_regex, join_string) if missing == "filename" else ""
 
 
 def caption_file(picture: Path) -> Path | None:

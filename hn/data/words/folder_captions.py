@@ -6,7 +6,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from hn.data.words.captions import caption_file, read_caption
+from hn.data.words.captions import BLANK, WRITE_ONE, caption_file, read_caption, substitute
 from hn.data.words.metadata import Metadata
 from hn.errors import DataError
 
@@ -26,7 +26,7 @@ class CaptionReader:
     """Finds a picture's captions: beside it, in the metadata, or as `missing` says."""
 
     metadata: Metadata
-    missing: str = "error"
+    missing: str = "stop"
     word_regex: str = ""
     join_string: str = " "
     lines: bool = False
@@ -59,16 +59,17 @@ class CaptionReader:
             )
         if row is not None and row.captions:
             return Captioned(self._split(row.captions), "metadata")
-        if row is not None and self.missing == "error":
+        if row is not None and self.missing == "stop":
             raise DataError(
-                f"{picture.name} has a blank caption in line {row.line} of {self.metadata.file}. "
-                "Write one, or set missing_caption to filename or empty"
+                f"{picture.name} {BLANK} in line {row.line} of {self.metadata.file}. {WRITE_ONE}"
             )
-        caption = read_caption(
-            picture, self.missing, word_regex=self.word_regex, join_string=self.join_string
-        )
-        if file is not None:
+        words = self.word_regex, self.join_string
+        caption = read_caption(picture, self.missing, word_regex=words[0], join_string=words[1])
+        if file is not None and caption.strip():
             return Captioned(self._split([caption]), "text file")
+        if file is not None and self.missing == "stop":
+            raise DataError(f"{picture.name} {BLANK} in {file.name}. {WRITE_ONE}")
+        caption = substitute(picture.stem, self.missing, *words)
         return Captioned([caption], "file name" if self.missing == "filename" else "none")
 
     def _split(self, captions: list[str]) -> list[str]:

@@ -11,11 +11,10 @@ from tqdm import tqdm
 from hn import rng
 from hn.config import DataConfig
 from hn.data.pictures.columns import Rows, batches
-from hn.data.pictures.images import listed
 from hn.data.words import wildcards
 from hn.data.words.captions import draw_prompt, fill
 from hn.data.words.tags import Tags
-from hn.errors import DataError
+from hn.errors import DataError, listed
 
 EXAMPLES = 2000  # pictures whose prompts are looked at
 MANY = 10**9

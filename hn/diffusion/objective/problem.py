@@ -43,6 +43,15 @@ class Noised:
         return Noised(**moved)
 
 
+def check_range(config: ObjectiveConfig, count: int) -> None:
+    """Raises `OptionError` for timesteps that a base model with so many does not have."""
+    if config.timestep_range and config.timestep_range[1] > count:
+        raise OptionError(
+            f"timestep_range {' '.join(map(str, config.timestep_range))} ends behind the last "
+            f"timestep: this base model has 0 to {count - 1}, so the end is at most {count}"
+        )
+
+
 class Objective:
     """Draws problems, and judges predictions, as its settings say.
 
@@ -61,11 +70,7 @@ class Objective:
         device: torch.device | str = "cpu",
     ) -> None:
         count = len(alphas_cumprod)
-        if config.timestep_range and config.timestep_range[1] > count:
-            raise OptionError(
-                f"timestep_range {' '.join(map(str, config.timestep_range))} ends behind the last "
-                f"timestep: this base model has 0 to {count - 1}, so the end is at most {count}"
-            )
+        check_range(config, count)
         self._config = config
         self._alphas = alphas_cumprod
         self._prediction: Prediction = prediction

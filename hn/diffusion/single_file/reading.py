@@ -38,20 +38,19 @@ Tensors = Mapping[str, Any]
 """By name: tensors, or slices of a file that say their shape and are read by `[:]`."""
 
 
-def load(path: Path, *, dtype: torch.dtype, prediction: Prediction | None) -> Parts:
-    """UNet and text encoder in `dtype`, the autoencoder in float32.
+def read_architecture(path: Path, prediction: Prediction | None) -> Architecture:
+    """What the file is of, by its header. Raises `ModelError` for what `load` would not read.
 
-    Nothing in the file says what a Stable Diffusion 2 predicts: `prediction` must. Raises
-    `ModelError`.
+    Nothing in it says what a Stable Diffusion 2 predicts: `prediction` must.
     """
     with _opened(path) as tensors:
-        shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
-        found = Architecture.of(shapes, str(path))
-        if found.family == "Stable Diffusion 2" and prediction is None:
-            raise ModelError(
-                f"{path} is a Stable Diffusion 2, and no file says what these predict: give "
-                "prediction_type, v_prediction for those of 768 pixels, epsilon for 512"
-            )
+        return _architecture(tensors, path, prediction)
+
+
+def load(path: Path, *, dtype: torch.dtype, prediction: Prediction | None) -> Parts:
+    """UNet and text encoder in `dtype`, the autoencoder in float32. Raises `ModelError`."""
+    with _opened(path) as tensors:
+        found = _architecture(tensors, path, prediction)
         layers, levels = found.unet["layers_per_block"], len(found.vae["block_out_channels"])
         names = Names(path.parent, layers, levels)
         with torch.device("meta"):
@@ -102,6 +101,16 @@ def _opened(path: Path) -> Iterator[Tensors]:
             yield {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read {path} as .safetensors: {error}") from error
+
+
+def _architecture(tensors: Tensors, path: Path, prediction: Prediction | None) -> Architecture:
+    found = Architecture.of({name: _shape(it) for name, it in tensors.items()}, str(path))
+    if found.family == "Stable Diffusion 2" and prediction is None:
+        raise ModelError(
+            f"{path} is a Stable Diffusion 2, and no file says what these predict: give "
+            "prediction_type, v_prediction for those of 768 pixels, epsilon for 512"
+        )
+    return found
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

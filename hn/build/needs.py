@@ -1,0 +1,66 @@
+"""What a run takes of memory and disk, as far as it is known before anything is loaded."""
+
+import math
+
+import torch
+
+from hn.build.start import ANY_DIM, Start, new_hypernetwork
+from hn.config import Config
+from hn.diffusion.outline import Outline
+from hn.network.module import Hypernetwork
+
+FLOAT = 4  # bytes
+_MOMENTS = 2 * FLOAT  # an optimizer of Adam's kind keeps two numbers for each weight
+_EIGHT_BIT = 2
+
+
+def meta_hypernetwork(config: Config, outline: Outline | None, start: Start) -> Hypernetwork:
+    """The hypernetwork of a run without memory for its weights; of an unknown base model's widths,
+    one.
+    """
+    dims = config.network.dims or ((ANY_DIM,) if outline is None else outline.dims)
+    with torch.device("meta"):
+        if start.hypernetwork is not None:
+            return Hypernetwork(start.hypernetwork.config, draw_weights=False)
+        return new_hypernetwork(config.network, dims, config.training.seed)
+
+
+def optimizer_bytes(config: Config, parameters: int) -> int:
+    """What an optimizer of Adam's kind keeps."""
+    return parameters * (_EIGHT_BIT if config.optimizer.use_8bit_adam else _MOMENTS)
+
+
+def checkpoint_bytes(config: Config, net: Hypernetwork) -> int:
+    """What a checkpoint takes: both files of the weights and of their average, and the states."""
+    count = _count(net)
+    averages = 1 if config.training.use_ema else 0
+    sidecar = optimizer_bytes(config, count) if config.output.save_optimizer_state else 0
+    files = 2 * FLOAT * count * (1 + averages)
+    return files + FLOAT * count * averages + optimizer_bytes(config, count) + sidecar
+
+
+def memory_bytes(config: Config, net: Hypernetwork, outline: Outline) -> dict[str, int]:
+    """What lies in memory from the first step to the last, by part; activations come on top."""
+    count = _count(net)
+    width = FLOAT if config.training.mixed_precision in (None, "no") else FLOAT // 2
+    return {
+        "UNet": width * _count(outline.unet),
+        "hypernetwork": FLOAT * count * (2 if config.training.use_ema else 1),
+        "its gradients": FLOAT * count,
+        "optimizer": optimizer_bytes(config, count),
+        "while encoding: autoencoder": FLOAT * _count(outline.vae),
+        "while encoding: text encoder": width * _count(outline.text_encoder),
+    }
+
+
+def latents_bytes(config: Config, pictures: int, downscaling: int, channels: int) -> int:
+    """What the encoded pictures take on the disk: mean and deviation of every variant."""
+    data = config.data
+    variants = data.crops_per_image if data.random_crop else 1
+    variants *= 2 if data.random_flip else 1
+    width = FLOAT if data.latent_cache_dtype == "fp32" else FLOAT // 2
+    return 2 * width * variants * pictures * channels * math.prod(data.size) // downscaling**2
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
