@@ -22,9 +22,13 @@ from hn.limits.learning import is_schedule_free
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
-from hn.training.checkpoint import Checkpoints, find, path_of, restore
+from hn.training.checkpoint import find, path_of, restore
 from hn.training.guard import Guard
+from hn.training.recovery import Recovery
 from hn.training.reporter import Reporter
+from hn.training.retention import Retention
+from hn.training.saving import Checkpoints
+from hn.training.snapshot import Snapshot
 from hn.training.state import TrainingState
 from hn.training.status import Status
 from hn.training.trackers import Settings, build_trackers
@@ -49,15 +53,21 @@ def build_guard(
     accelerator: Accelerator,
     hypernetwork: Hypernetwork,
     clip_bounds: schedule.Schedule,
+    batches: Batches | StreamedBatches,
+    last_step: int,
 ) -> Guard:
     """What keeps gradient and weights in bounds."""
     optimizer = config.optimizer
+    intervals = config.output.checkpointing_steps, config.validation.validation_steps
     return Guard(
         accelerator,
         hypernetwork,
         optimizer.clip_grad_mode,
         clip_bounds,
         max_weight_norm=optimizer.max_weight_norm,
+        loss_bound=config.training.loss_bound,
+        watched=lambda step: step == last_step or any(it and step % it == 0 for it in intervals),
+        names=batches.names,
     )
 
 
@@ -195,16 +205,40 @@ def _settings(folder: Path) -> Settings:
 def build_checkpoints(
     config: Config, accelerator: Accelerator, folder: Path, guard: Guard
 ) -> Checkpoints:
-    """What saves, after the guard has confirmed the last gradient."""
+    """What saves, unless the guard finds the last gradient unsound."""
     return Checkpoints(
         accelerator,
         folder / "checkpoints",
         config.network.name,
-        every=config.output.checkpointing_steps,
-        limit=config.output.checkpoints_total_limit,
+        retention=Retention(
+            every=config.output.checkpointing_steps,
+            limit=config.output.checkpoints_total_limit,
+            keep_every=config.output.keep_every,
+        ),
         keep_best=config.output.keep_best,
         optimizer_name=config.optimizer.optimizer if config.output.save_optimizer_state else None,
-        confirm=guard.confirm,
+        is_sound=guard.is_sound,
+    )
+
+
+def build_recovery(
+    config: Config,
+    accelerator: Accelerator,
+    guard: Guard,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    state: TrainingState,
+) -> Recovery:
+    """What goes back where training cannot go on."""
+    state.health = state.health.of_rate(config.optimizer.learning_rate)
+    return Recovery(
+        accelerator,
+        guard,
+        checkpoints,
+        reporter,
+        Snapshot.take(state),
+        limit=config.training.max_rollbacks,
+        factor=config.training.rollback_rate_factor,
     )
 
 

@@ -16,22 +16,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save
 
 from hn import __version__
-from hn.errors import ModelError, OptionError, StorageError
+from hn.errors import ModelError, NumericsError, OptionError, StorageError
 from hn.network.files import load as load_hypernetwork
 from hn.storage import sync_folder, write_bytes
 from hn.training import artifacts
-from hn.training.best import Best, link
+from hn.training.best import Best
+from hn.training.health import Health
 from hn.training.state import TrainingState
 from hn.training.trees import flatten, unflatten
 
@@ -39,70 +38,6 @@ PREFIX = "step-"
 MANIFEST = "MANIFEST.json"
 OPTIMIZER = "resume/optimizer.safetensors"
 AVERAGES = "resume/averages.safetensors"
-
-
-class Checkpoints:
-    """Saves when it is due, keeps the newest `limit`, and finds the one to resume from.
-
-    With `keep_best` the best is saved, too, stays, and has a link of that name.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        folder: Path,
-        name: str,
-        *,
-        every: int,
-        limit: int | None,
-        keep_best: bool = False,
-        optimizer_name: str | None = None,
-        confirm: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._accelerator = accelerator
-        self._folder = folder
-        self._name = name
-        self._every = every
-        self._limit = limit
-        self._keep_best = keep_best
-        self._optimizer_name = optimizer_name  # whose state is written for the web UI, too
-        self._confirm = confirm  # raises if what would be saved is spoilt
-        self._saved_step = -1
-
-    def __call__(self, state: TrainingState) -> None:
-        """Save if this step is due."""
-        best = self._keep_best and state.step == state.best.step
-        if best or (self._every and state.step % self._every == 0):
-            self.save(state)
-
-    def save(self, state: TrainingState) -> None:
-        """Save the state, unless this step is saved; the main process writes, all wait for it."""
-        path = path_of(self._folder, state.step)
-        self._confirm()
-        state.hypernetwork.describe(step=state.step)
-        if self._saved_step != state.step:
-            streams = [] if state.stream is None else gather_object([state.stream.state()])
-            if self._accelerator.is_main_process:
-                write_checkpoint(path, state, self._name, self._optimizer_name, streams)
-                self._rotate(state.best.step if self._keep_best else None)
-        self._saved_step = state.step
-        self._accelerator.wait_for_everyone()
-
-    def publish(self, state: TrainingState, folder: Path, *, finished: bool) -> None:
-        """Put the artifact into the run's folder, if it is finished."""
-        if finished and self._accelerator.is_main_process:
-            _write_artifacts(state, folder / self._name, self._optimizer_name)
-
-    def _rotate(self, best: int | None) -> None:
-        """Link to the best; remove the oldest valid ones beyond the limit, of which 2 stay."""
-        if best is not None:
-            link(path_of(self._folder, best))
-        if self._limit is None:
-            return
-        valid = [path for path in list_checkpoints(self._folder) if fault(path) is None]
-        for path in valid[: -max(2, self._limit)]:
-            if best is None or path != path_of(self._folder, best):
-                shutil.rmtree(_set_aside(path))
 
 
 def write_checkpoint(
@@ -120,7 +55,7 @@ def write_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         stem = f"{name}-{state.step}"  # of its own: the web UI remembers files by the name inside
-        _write_artifacts(state, temporary / stem, optimizer_name)
+        write_artifacts(state, temporary / stem, optimizer_name)
         description, tensors = flatten(state.optimizer.state_dict())
         write_bytes(temporary / OPTIMIZER, save(tensors))
         if averages := state.averages.tensors():
@@ -129,16 +64,17 @@ def write_checkpoint(
         _write_json(temporary / MANIFEST, manifest(temporary))
         sync_folder(temporary)
         # Left by a run that went on from an earlier step; nothing of it goes before its successor.
-        before = _set_aside(path) if path.exists() else None
+        before = set_aside(path) if path.exists() else None
         os.replace(temporary, path)
         sync_folder(path.parent)
         if before is not None:
             shutil.rmtree(before)
     except (OSError, StorageError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
             f"cannot save the checkpoint {path}: {error} Older checkpoints are intact."
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     damage = fault(path)
     if damage is not None:
         raise StorageError(
@@ -146,11 +82,15 @@ def write_checkpoint(
         )
 
 
-def _write_artifacts(state: TrainingState, stem: Path, optimizer_name: str | None) -> None:
-    """The hypernetwork and its averages; the optimizer's state lies beside the first alone."""
+def write_artifacts(state: TrainingState, stem: Path, optimizer_name: str | None) -> None:
+    """The hypernetwork and its averages; the optimizer's state lies beside the first alone.
+
+    Raises `NumericsError` for weights that are not finite.
+    """
     optimizer_state = state.optimizer.state_dict()
     for view in state.averages:
         with view.applied():
+            _check_finite(state, view.tail)
             artifacts.write(
                 state.hypernetwork,
                 stem.with_name(f"{stem.name}{view.tail}"),
@@ -159,7 +99,17 @@ def _write_artifacts(state: TrainingState, stem: Path, optimizer_name: str | Non
             )
 
 
-def _set_aside(path: Path) -> Path:
+def _check_finite(state: TrainingState, tail: str) -> None:
+    for name, weight in state.hypernetwork.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            raise NumericsError(
+                f"step {state.step}: {name} of {state.hypernetwork.provenance.name}{tail} is not "
+                "finite, so nothing is written; what was saved before is intact. Go on from there "
+                "with a lower learning_rate, or with mixed_precision bf16 or no."
+            )
+
+
+def set_aside(path: Path) -> Path:
     """Rename a checkpoint that is to go, so that none is ever half gone; returns its new name."""
     doomed = path.with_name(f".del-{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
@@ -188,12 +138,18 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
     if state.stream is not None:
         state.stream.restore(saved["streams"][process])
     state.best = Best(**saved["best"])
+    state.health = Health(**saved.get("health", {}))  # of older versions: none
     state.step = saved["step"]
 
 
 def path_of(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies, among those of a run."""
     return folder / f"{PREFIX}{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix(PREFIX))
 
 
 def find(folder: Path, which: str) -> Path:
@@ -217,7 +173,8 @@ def find(folder: Path, which: str) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest step first, valid or not."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+    found = (path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal())
+    return sorted(path for path in found if path.is_dir())
 
 
 def fault(path: Path) -> str | None:
@@ -249,6 +206,7 @@ def _describe(
         "artifact": artifact,
         "fingerprint": state.fingerprint,
         "best": asdict(state.best),
+        "health": asdict(state.health),
         "scaler": None if state.scaler is None else state.scaler.state_dict(),
         "optimizer": optimizer,
         "streams": list(streams),

@@ -8,6 +8,7 @@ import torch
 from hn.network.module import Hypernetwork
 from hn.training.averages import Averages
 from hn.training.best import Best
+from hn.training.health import Health
 
 
 class Resumable(Protocol):
@@ -28,7 +29,8 @@ class TrainingState:
 
     `fingerprint`: the settings that make the run what it is, by name; a resumed run must have the
     same. `stream`: what the pictures come from, where that is no function of the step. `best`: what
-    was measured on held-out pictures. `ending`: why it ended before its last step.
+    was measured on held-out pictures, `health`: how training goes. `ending`: why it ended before
+    its last step.
     """
 
     hypernetwork: Hypernetwork
@@ -39,9 +41,16 @@ class TrainingState:
     stream: Resumable | None = None
     averages: Averages = field(default_factory=Averages)
     best: Best = field(default_factory=Best)
+    health: Health = field(default_factory=Health)
     ending: str = ""
 
-    def advance(self) -> None:
-        """Count a finished step, and take it into the averages."""
+    @property
+    def moment(self) -> tuple[int, int]:
+        """The step, and how often the run went back before it: no moment comes twice."""
+        return self.health.returns, self.step
+
+    def advance(self, *, taken: bool) -> None:
+        """Count a finished step, and take it into the averages if it changed the weights."""
         self.step += 1
-        self.averages.update()
+        if taken:
+            self.averages.update()

@@ -21,6 +21,7 @@ class Status:
         self.folder = folder
         self.state: TrainingState | None = None
         self.main_process = main_process
+        self.rejected: dict[str, str] = {}  # checkpoints that were passed over, and why
         self.notes: Callable[[], dict[str, Any]] = dict  # what else there is to say
 
     @property
@@ -40,6 +41,8 @@ class Status:
             "exit_code": exit_code,
             "reason": reason or self.remark,
             "resume_command": resume_command(self.folder, begun=state == "running"),
+            **({"rejected_checkpoints": self.rejected} if self.rejected else {}),
+            **(self.state.health.counts() if self.state else {}),
             **self.notes(),
         }
         write_bytes(self.folder / "status.json", (json.dumps(content, indent=1) + "\n").encode())
