@@ -19,6 +19,7 @@ from hn.errors import OptionError
 from hn.hub.publisher import Publisher
 from hn.hub.runs import check_run_destination, push_run
 from hn.limits.learning import is_schedule_free
+from hn.limits.saving import OF_DATA, OF_OPTIMIZER
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
@@ -97,6 +98,7 @@ def build_state(
         hypernetwork.provenance.step,
         accelerator.scaler,
         fingerprint=_fingerprint(config, accelerator, hypernetwork, batches),
+        may_differ=config.output.allow_change,
         stream=batches if isinstance(batches, StreamedBatches) else None,
         averages=build_averages(config, hypernetwork, optimizer),
     )
@@ -104,10 +106,12 @@ def build_state(
     if which is not None:
         path = find(status.folder / "checkpoints", which)
         with _changes_named(status.folder, batches):
-            restore(path, state, accelerator.process_index)
+            differing = restore(path, state, accelerator.process_index)
         if config.output.keep_best and state.best.step is not None:
             state.best.forget_unsaved(path_of(status.folder / "checkpoints", state.best.step))
         accelerator.print(f"resumed from {path} at step {state.step}")
+        if differing:
+            accelerator.print("\n".join(["allow_change: other than there is", *differing]))
     elif isinstance(batches, Batches) and accelerator.is_main_process:
         changes.keep(batches.index, status.folder)
     status.state = state
@@ -135,18 +139,10 @@ def _fingerprint(
         **({"processes": accelerator.num_processes} if data.streaming else {}),
         # of buckets, where it says how many pictures of one size come together
         **({"train_batch_size": training.train_batch_size} if data.resize_mode == "bucket" else {}),
-        **{
-            key: value
-            for key, value in asdict(data).items()
-            if not key.endswith(("_dir", "_folders", "_name", "_column"))
-            if key != "vae_batch_size"
-        },
+        **{name: getattr(data, name) for name in OF_DATA},
         **asdict(config.objective),
         # of the optimizer, what its saved state holds: that would win without a word
-        **{
-            key: getattr(config.optimizer, key)
-            for key in ("optimizer", "optimizer_args", "use_8bit_adam", "width_learning_rates")
-        },
+        **{name: getattr(config.optimizer, name) for name in OF_OPTIMIZER},
         "use_ema": training.use_ema,
         "template": template_identity(data.template),
     }

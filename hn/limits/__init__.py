@@ -76,7 +76,7 @@ def _range_faults(config: Config) -> list[str]:
     ]
     faults += data_faults(data)
     faults += learning_faults(config)
-    return [*faults, *saving_faults(output)]
+    return [*faults, *saving_faults(config)]
 
 
 def _size_faults(data: DataConfig) -> list[str]:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save
 
 from hn import __version__
 from hn.errors import ModelError, NumericsError, OptionError, StorageError
+from hn.limits.saving import CHANGEABLE
 from hn.network.files import load as load_hypernetwork
 from hn.storage import sync_folder, write_bytes
 from hn.training import artifacts
@@ -117,8 +118,8 @@ def set_aside(path: Path) -> Path:
     return doomed
 
 
-def restore(path: Path, state: TrainingState, process: int = 0) -> None:
-    """Load the checkpoint; of the streams, that of this process.
+def restore(path: Path, state: TrainingState, process: int = 0) -> list[str]:
+    """Load the checkpoint; of the streams, that of this process. Returns what differs, and may.
 
     Raises `ModelError` (damaged) or `OptionError` (another run).
     """
@@ -126,7 +127,7 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
     if damage is not None:
         raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
     saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    _check_fingerprint(saved["fingerprint"], state.fingerprint, path)
+    differing = _check_fingerprint(saved["fingerprint"], state, path)
     net = load_hypernetwork(path / f"{saved['artifact']}.safetensors")
     state.hypernetwork.take_weights(net)
     state.hypernetwork.describe(step=saved["step"])
@@ -140,6 +141,7 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
     state.best = Best(**saved["best"])
     state.health = Health(**saved.get("health", {}))  # of older versions: none
     state.step = saved["step"]
+    return differing
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -214,15 +216,23 @@ def _describe(
     }
 
 
-def _check_fingerprint(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
-    current = json.loads(json.dumps(current))  # tuples are lists in the file
-    differing = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
-    if differing:
-        lines = [f"  {key}: {saved.get(key)!r} then, {current.get(key)!r} now" for key in differing]
+def _check_fingerprint(saved: dict[str, Any], state: TrainingState, path: Path) -> list[str]:
+    """What differs between the checkpoint's run and this one, and may. Raises `OptionError`."""
+    current = json.loads(json.dumps(state.fingerprint))  # tuples are lists in the file
+    lines = {
+        key: f"  {key}: {saved.get(key)!r} then, {current.get(key)!r} now"
+        for key in sorted({*saved, *current})
+        if saved.get(key) != current.get(key)
+    }
+    refused = [line for key, line in lines.items() if key not in state.may_differ]
+    if refused:
+        changeable = [key for key in lines if key in CHANGEABLE and key not in state.may_differ]
+        remedy = f"; or allow it: --allow_change {' '.join(changeable)}" if changeable else ""
         raise OptionError(
-            f"{path} is of another run; set these back, or start a new one under another name:\n"
-            + "\n".join(lines)
+            f"{path} is of another run; set these back, or start a new one under another name"
+            f"{remedy}:\n" + "\n".join(refused)
         )
+    return list(lines.values())
 
 
 def _checksum(path: Path) -> dict[str, Any]:

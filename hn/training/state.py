@@ -28,9 +28,9 @@ class TrainingState:
     """Everything that changes while training. `step` counts optimizer steps, absolute over resumes.
 
     `fingerprint`: the settings that make the run what it is, by name; a resumed run must have the
-    same. `stream`: what the pictures come from, where that is no function of the step. `best`: what
-    was measured on held-out pictures, `health`: how training goes. `ending`: why it ended before
-    its last step.
+    same, but for those of `may_differ`. `stream`: what the pictures come from, where that is no
+    function of the step. `best`: what was measured on held-out pictures, `health`: how training
+    goes. `ending`: why it ended before its last step.
     """
 
     hypernetwork: Hypernetwork
@@ -38,6 +38,7 @@ class TrainingState:
     step: int = 0
     scaler: torch.amp.GradScaler | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    may_differ: tuple[str, ...] = ()
     stream: Resumable | None = None
     averages: Averages = field(default_factory=Averages)
     best: Best = field(default_factory=Best)
