@@ -6,6 +6,7 @@
 `train` is the whole story; what it calls is made by the `build_` functions of `hn.build`.
 """
 
+import errno
 import shlex
 import sys
 import traceback
@@ -34,6 +35,8 @@ from hn.training.saving import Checkpoints
 from hn.training.signals import Stop
 from hn.training.state import TrainingState
 from hn.training.status import Status, resume_command
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)  # what a full one says
 
 
 def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
@@ -169,12 +172,14 @@ def main(config: Config) -> int:
 
 
 def as_user_error(error: Exception) -> Exception:
-    """Out of memory and a lost peer have remedies; what else is not a `UserError` is a bug."""
+    """Memory, disk and a lost peer have remedies; what else is not a `UserError` is a bug."""
     if isinstance(error, torch.OutOfMemoryError):
         return StorageError(
             f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
             "gradient_accumulation_steps), set gradient_checkpointing, or lower resolution."
         )
+    if isinstance(error, OSError) and error.errno in DISK:
+        return StorageError(f"{error}. Free some space, or mend the disk; then resume.")
     if isinstance(error, torch.distributed.DistError):
         return DistributedError(
             f"another process ended or does not answer ({error}). Its own message says why; resume "
@@ -191,7 +196,10 @@ def report_failure(error: Exception, status: Status) -> int:
         print("this is a bug in hn; please report it with the lines above", file=sys.stderr)
     else:
         print(f"error: {error}", file=sys.stderr)
-    status.write("failed", code, str(error))
+    try:
+        status.write("failed", code, str(error))
+    except StorageError as full:
+        print(f"error: {full}", file=sys.stderr)
     return code
 
 

@@ -23,7 +23,7 @@ from hn.limits.saving import OF_DATA, OF_OPTIMIZER
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
-from hn.training.checkpoint import find, path_of, restore
+from hn.training.checkpoint import find, path_of, restore, tidy
 from hn.training.guard import Guard
 from hn.training.recovery import Recovery
 from hn.training.reporter import Reporter
@@ -103,8 +103,11 @@ def build_state(
         averages=build_averages(config, hypernetwork, optimizer),
     )
     which = config.output.resume_from_checkpoint
+    if accelerator.is_main_process:
+        tidy(status.folder / "checkpoints")
+    accelerator.wait_for_everyone()
     if which is not None:
-        path = find(status.folder / "checkpoints", which)
+        path = _find(status, which)
         with _changes_named(status.folder, batches):
             differing = restore(path, state, accelerator.process_index)
         if config.output.keep_best and state.best.step is not None:
@@ -116,6 +119,15 @@ def build_state(
         changes.keep(batches.index, status.folder)
     status.state = state
     return state
+
+
+def _find(status: Status, which: str) -> Path:
+    """The checkpoint to go on from; those passed over are named."""
+    path, status.rejected = find(status.folder / "checkpoints", which)
+    if status.main_process:
+        for name, damage in status.rejected.items():
+            print(f"{name} is passed over: {damage}")
+    return path
 
 
 def _fingerprint(

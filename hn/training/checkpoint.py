@@ -37,6 +37,7 @@ from hn.training.trees import flatten, unflatten
 
 PREFIX = "step-"
 MANIFEST = "MANIFEST.json"
+_HALF, _ASIDE = ".tmp-", ".del-"  # before the name of what is written, or to be removed
 OPTIMIZER = "resume/optimizer.safetensors"
 AVERAGES = "resume/averages.safetensors"
 
@@ -52,7 +53,7 @@ def write_checkpoint(
 
     `streams`: where in its stream each process is, if there are any.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{_HALF}{path.name}-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         stem = f"{name}-{state.step}"  # of its own: the web UI remembers files by the name inside
@@ -61,8 +62,9 @@ def write_checkpoint(
         write_bytes(temporary / OPTIMIZER, save(tensors))
         if averages := state.averages.tensors():
             write_bytes(temporary / AVERAGES, save(averages))
-        _write_json(temporary / "state.json", _describe(state, stem, description, streams))
-        _write_json(temporary / MANIFEST, manifest(temporary))
+        described = _describe(state, stem, description, streams)
+        write_bytes(temporary / "state.json", _as_json(described))
+        write_bytes(temporary / MANIFEST, _as_json(manifest(temporary)))
         sync_folder(temporary)
         # Left by a run that went on from an earlier step; nothing of it goes before its successor.
         before = set_aside(path) if path.exists() else None
@@ -72,7 +74,8 @@ def write_checkpoint(
             shutil.rmtree(before)
     except (OSError, StorageError) as error:
         raise StorageError(
-            f"cannot save the checkpoint {path}: {error} Older checkpoints are intact."
+            f"cannot save the checkpoint {path}: {error} Older checkpoints are intact. "
+            f"{_room(path.parent)}"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,6 +84,16 @@ def write_checkpoint(
         raise StorageError(
             f"the checkpoint {path} reads back differently ({damage}): is the disk failing?"
         )
+
+
+def _room(folder: Path) -> str:
+    """How much a checkpoint takes, and how much there is."""
+    saved = list_checkpoints(folder)
+    size = sum(path.stat().st_size for path in saved[-1].rglob("*")) if saved else 0
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free / 2**20
+    taken = f", {saved[-1].name} takes {size / 2**20:.1f} MiB" if saved else ""
+    return f"{free:.1f} MiB are free there{taken}."
 
 
 def write_artifacts(state: TrainingState, stem: Path, optimizer_name: str | None) -> None:
@@ -112,7 +125,7 @@ def _check_finite(state: TrainingState, tail: str) -> None:
 
 def set_aside(path: Path) -> Path:
     """Rename a checkpoint that is to go, so that none is ever half gone; returns its new name."""
-    doomed = path.with_name(f".del-{path.name}")
+    doomed = path.with_name(f"{_ASIDE}{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
     return doomed
@@ -154,23 +167,38 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
 
 
-def find(folder: Path, which: str) -> Path:
-    """The checkpoint meant by "latest" (the newest valid one; invalid ones are named) or a path.
-    Raises `ModelError`.
+def find(folder: Path, which: str) -> tuple[Path, dict[str, str]]:
+    """The checkpoint meant by "latest" (the newest valid one) or a path; and those passed over,
+    with what is wrong with them. Raises `ModelError`.
     """
     if which != "latest":
-        return Path(which)
-    checkpoints = list_checkpoints(folder)
-    for path in reversed(checkpoints):
+        return Path(which), {}
+    rejected = {}
+    for path in reversed(list_checkpoints(folder)):
         damage = fault(path)
         if damage is None:
-            return path
-        print(f"{path} is passed over: {damage}")
+            return path, rejected
+        rejected[path.name] = damage
+    faults = "".join(f"\n  {name}: {damage}" for name, damage in rejected.items())
     raise ModelError(
-        f"resume_from_checkpoint latest: {folder} holds no valid checkpoint ({len(checkpoints)} "
+        f"resume_from_checkpoint latest: {folder} holds no valid checkpoint ({len(rejected)} "
         "damaged). To start anew, leave resume_from_checkpoint out and choose another name or "
-        "output_dir."
+        f"output_dir.{faults}"
     )
+
+
+def tidy(folder: Path) -> None:
+    """Finish what a crash interrupted: what was half written or half removed goes; what was set
+    aside whole, and whose successor is not there, comes back.
+    """
+    for aside in folder.glob(f"{_ASIDE}{PREFIX}*"):
+        home = folder / aside.name.removeprefix(_ASIDE)
+        if not home.exists() and fault(aside) is None:
+            os.replace(aside, home)
+        else:
+            shutil.rmtree(aside)
+    for half in folder.glob(f"{_HALF}{PREFIX}*"):
+        shutil.rmtree(half)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -180,18 +208,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: its files must be those of the manifest."""
+    """What is wrong with a checkpoint, or None: its files must be those of the manifest, which must
+    be as we write it, to the byte.
+    """
     try:
-        expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        found = manifest(path)
+        content = (path / MANIFEST).read_bytes()
+        expected, found = json.loads(content), manifest(path)
     except (OSError, ValueError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    if not isinstance(expected, dict):
-        return f"its {MANIFEST} is not a list of files"
-    differing = [
-        name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)
-    ]
-    return f"changed or missing: {', '.join(differing)}" if differing else None
+    if content == _as_json(found):
+        return None
+    names = {*expected, *found} if isinstance(expected, dict) else set()
+    differing = [name for name in sorted(names) if expected.get(name) != found.get(name)]
+    return f"changed or missing: {', '.join(differing) or MANIFEST}"
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -243,5 +272,5 @@ def _checksum(path: Path) -> dict[str, Any]:
         }
 
 
-def _write_json(path: Path, content: Any) -> None:
-    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+def _as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

@@ -96,8 +96,8 @@ class Checkpoints:
         try:
             write_checkpoint(path, state, self._name, self._optimizer_name, streams)
         except StorageError as error:
-            removed = self._make_room(best)
-            tqdm.write(f"warning: {error} Removed: {removed or 'nothing'}. Once more.", sys.stderr)
+            removed = self._make_room(best) or "nothing"
+            tqdm.write(f"warning: {error} Removed: {removed}. It is tried once more.", sys.stderr)
             write_checkpoint(path, state, self._name, self._optimizer_name, streams)
 
     def _make_room(self, best: int | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hn.storage import write_bytes
+from hn.training.checkpoint import list_checkpoints
 from hn.training.state import TrainingState
 
 LAUNCH = "accelerate launch train_hypernetwork.py"
@@ -54,5 +55,5 @@ def resume_command(folder: Path, *, begun: bool = False) -> str:
     One that has `begun` may still save.
     """
     config = shlex.quote(str(folder / "config.toml"))
-    saved = begun or (folder / "checkpoints").exists()
-    return f"{LAUNCH} --config {config}{' --resume_from_checkpoint latest' * saved}"
+    saved = begun or list_checkpoints(folder / "checkpoints")
+    return f"{LAUNCH} --config {config}{' --resume_from_checkpoint latest' * bool(saved)}"

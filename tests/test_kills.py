@@ -1,0 +1,122 @@
+"""Killed at any moment (SIGKILL) and resumed, a run ends in the same bits."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests import runs
+from tests.zygote import Kill, Zygote
+
+CHANGES = {
+    "max_train_steps": 24,
+    "checkpointing_steps": 2,
+    "checkpoints_total_limit": 2,
+    "latent_sampling": "random",
+    "random_crop": True,
+    "use_ema": True,
+    "dropout_structure": (0, 0.2, 0),
+    "train_batch_size": 1,
+}
+SAVE = 0.12  # seconds that a save takes, about
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with Zygote() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def saved(folder: Path) -> bool:
+    return any(folder.glob("run/checkpoints/step-*"))
+
+
+def chain(zygote, flags, folder: Path, kills: list[Kill], worlds=lambda: 1) -> tuple[int, int, int]:
+    """Kill a run and resume it, over and over, till the kills are used up; then let it end.
+
+    `flags` are those of so many processes. Returns how many kills hit, how many inside a save, and
+    how many left fewer than all processes dead.
+    """
+    hit = inside = 0
+    kills = list(kills)
+    while True:
+        world = worlds()
+        kill = kills.pop() if kills else None
+        more = ["--resume_from_checkpoint", "latest"] if saved(folder) else []
+        ended = zygote.run([*flags(world), *more], folder, world, kill)
+        assert 1000 not in ended.codes, ended.said
+        if ended.codes == [0] * world:
+            return hit, inside, len(kills)
+        assert -9 in ended.codes, ended.said
+        assert kill is not None
+        hit, inside = hit + 1, inside + ended.inside
+
+
+def assert_same_bits(folder: Path, reference: Path) -> None:
+    """Weights, averages, optimizer, state, and the log of all losses."""
+    last = sorted(reference.glob("checkpoints/step-*"))[-1].relative_to(reference)
+    written = [*reference.glob("run*"), *(reference / last).rglob("*")]
+    files = [path for path in written if path.is_file()]
+    assert len(files) >= 11
+    for path in files:
+        assert (folder / path.relative_to(reference)).read_bytes() == path.read_bytes(), path
+    assert runs.losses(folder) == runs.losses(reference)
+    names = [{path.name for path in f.glob("checkpoints/.*")} for f in (folder, reference)]
+    assert names == [set(), set()]
+
+
+def killed(
+    zygote, model, pictures, cache, root: Path, count: int, *, world: int, seed: int, **changes
+):
+    """Chains of up to 8 kills, every second one inside a save, till `count` have hit."""
+    draw, hits, insides, number = Random(seed), 0, 0, 0
+
+    def flags(folder):
+        split = {"gradient_accumulation_steps": 2 // world}
+        settings = {**CHANGES, **split, **changes, "latent_cache_dir": cache}
+        return lambda _: runs.settings(model, pictures, folder, **settings)
+
+    assert zygote.run(flags(root / "whole")(1), root / "whole", world).codes == [0] * world
+    while hits < count:
+        number += 1
+        folder = root / f"killed-{number}"
+        kills = [kill(draw, world, index) for index in range(min(8, count - hits))]
+        hit, inside, _ = chain(zygote, flags(folder), folder, kills, lambda: world)
+        assert_same_bits(folder / "run", root / "whole/run")
+        hits, insides = hits + hit, insides + inside
+        assert number < 20 + count
+    return hits, insides, number
+
+
+def kill(draw: Random, world: int, index: int) -> Kill:
+    """Every second one inside a save; of two processes every second pair kills one rank only."""
+    rank = None if world == 1 or index % 4 < 2 else draw.randrange(world)
+    if index % 2:
+        return Kill(draw.uniform(0, SAVE), saves=draw.randint(1, 4), rank=rank)
+    return Kill(draw.uniform(0, 0.8), rank=rank)
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
+    zygote, model, pictures, cache, tmp_path
+):
+    hits, _, _ = killed(
+        zygote, model, pictures, cache, tmp_path, 3, world=1, seed=0, max_train_steps=12
+    )
+    assert hits >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("world", "count"), [(1, 110), (2, 44)])
+def test_many_kills(zygote, model, pictures, cache, tmp_path, world, count):
+    hits, inside, chains = killed(
+        zygote, model, pictures, cache, tmp_path, count, world=world, seed=1
+    )
+    print(f"{world} processes: {hits} kills, {inside} inside a save, {chains} runs, same bits")
+    assert hits >= count
+    assert inside >= count * 0.4
