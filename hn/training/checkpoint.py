@@ -30,7 +30,7 @@ from hn.limits.saving import CHANGEABLE
 from hn.network.files import load as load_hypernetwork
 from hn.storage import sync_folder, write_bytes
 from hn.training import artifacts
-from hn.training.best import Best
+from hn.training.best import LINK, Best
 from hn.training.health import Health
 from hn.training.state import TrainingState
 from hn.training.trees import flatten, unflatten
@@ -75,7 +75,7 @@ def write_checkpoint(
     except (OSError, StorageError) as error:
         raise StorageError(
             f"cannot save the checkpoint {path}: {error} Older checkpoints are intact. "
-            f"{_room(path.parent)}"
+            f"{room(path.parent)}"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -86,7 +86,7 @@ def write_checkpoint(
         )
 
 
-def _room(folder: Path) -> str:
+def room(folder: Path) -> str:
     """How much a checkpoint takes, and how much there is."""
     saved = list_checkpoints(folder)
     size = sum(path.stat().st_size for path in saved[-1].rglob("*")) if saved else 0
@@ -199,6 +199,8 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(aside)
     for half in folder.glob(f"{_HALF}{PREFIX}*"):
         shutil.rmtree(half)
+    for half in folder.glob(f".{LINK}.*.tmp"):
+        half.unlink()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

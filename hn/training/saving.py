@@ -15,6 +15,7 @@ from hn.training.checkpoint import (
     fault,
     list_checkpoints,
     path_of,
+    room,
     set_aside,
     step_of,
     write_artifacts,
@@ -68,7 +69,7 @@ class Checkpoints:
                 path = path_of(self.folder, state.step)
                 best = state.best.step if self._keep_best else None
                 self._write(path, state, streams, best)
-                self._rotate(state, best)
+                self._rotate_or_say(path, state, best)
             self._saved = state.moment
         self._accelerator.wait_for_everyone()
 
@@ -106,6 +107,15 @@ class Checkpoints:
         doomed = self.retention.dispensable(steps, best, self._is_valid)
         self._remove(doomed)
         return ", ".join(path_of(self.folder, step).name for step in doomed)
+
+    def _rotate_or_say(self, path: Path, state: TrainingState, best: int | None) -> None:
+        try:
+            self._rotate(state, best)
+        except OSError as error:
+            raise StorageError(
+                f"{path} is saved, but older ones cannot be removed, or the best linked to: "
+                f"{error}. {room(self.folder)}"
+            ) from error
 
     def _rotate(self, state: TrainingState, best: int | None) -> None:
         """Link to the best; remove what was left behind by going back, and beyond the limit."""
