@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -63,6 +64,21 @@ def watch(patch: Callable[[type, str, object], None]) -> list[tuple[int, bool, b
     patch(Guard, "takes", judged)
     patch(TrainingState, "advance", advanced)
     return noted
+
+
+def trace(path: Path, patch: Callable[[type, str, object], None]) -> None:
+    """Note what each slot of each step is trained on: a line of step, slot and hash."""
+    draw = Objective.draw
+
+    def drawn(self, latents, step, slots, loss_weights=None):
+        problem = draw(self, latents, step, slots, loss_weights)
+        with open(path, "a", encoding="utf-8") as file:
+            for slot, noisy, timestep in zip(slots, problem.noisy, problem.timesteps, strict=True):
+                sha = hashlib.sha256(noisy.numpy().tobytes()).hexdigest()
+                file.write(f"{step} {slot} {int(timestep)} {sha}\n")
+        return problem
+
+    patch(Objective, "draw", drawn)
 
 
 def digest(state: TrainingState) -> str:

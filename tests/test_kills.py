@@ -1,12 +1,13 @@
 """Killed at any moment (SIGKILL) and resumed, a run ends in the same bits."""
 
+import shutil
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests import runs
-from tests.zygote import Kill, Zygote
+from tests import runs, streamed
+from tests.zygote import Kill
 
 CHANGES = {
     "max_train_steps": 24,
@@ -19,12 +20,6 @@ CHANGES = {
     "train_batch_size": 1,
 }
 SAVE = 0.12  # seconds that a save takes, about
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    with Zygote() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +52,12 @@ def chain(zygote, flags, folder: Path, kills: list[Kill], worlds=lambda: 1) -> t
         hit, inside = hit + 1, inside + ended.inside
 
 
-def assert_same_bits(folder: Path, reference: Path) -> None:
+def assert_same_bits(folder: Path, reference: Path, least: int = 11) -> None:
     """Weights, averages, optimizer, state, and the log of all losses."""
     last = sorted(reference.glob("checkpoints/step-*"))[-1].relative_to(reference)
     written = [*reference.glob("run*"), *(reference / last).rglob("*")]
     files = [path for path in written if path.is_file()]
-    assert len(files) >= 11
+    assert len(files) >= least
     for path in files:
         assert (folder / path.relative_to(reference)).read_bytes() == path.read_bytes(), path
     assert runs.losses(folder) == runs.losses(reference)
@@ -120,3 +115,89 @@ def test_many_kills(zygote, model, pictures, cache, tmp_path, world, count):
     print(f"{world} processes: {hits} kills, {inside} inside a save, {chains} runs, same bits")
     assert hits >= count
     assert inside >= count * 0.4
+
+
+def drawn(folder: Path) -> set[str]:
+    """What the slots were trained on, however often."""
+    return {line for path in folder.glob("drawn-*") for line in path.read_text().splitlines()}
+
+
+def switched(zygote, model, pictures, cache, root: Path, kills: int, seed: int) -> int:
+    """A run that is killed, and resumed with one or two processes, as it comes; against one."""
+    draw, worlds = Random(seed), []
+
+    def flags(folder):
+        return lambda world: runs.settings(
+            model,
+            pictures,
+            folder,
+            **CHANGES,
+            latent_cache_dir=cache,
+            gradient_accumulation_steps=2 // world,
+        )
+
+    def world() -> int:
+        worlds.append(2 if not worlds else draw.choice([1, 2]))
+        return worlds[-1]
+
+    whole, folder = root / "whole", root / f"switched-{seed}"
+    if not whole.exists():
+        assert zygote.run(flags(whole)(1), whole).codes == [0]
+    shots = [Kill(draw.uniform(0, 0.8)) for _ in range(kills)]
+    hits, _, _ = chain(zygote, flags(folder), folder, shots, world)
+    assert drawn(folder) == drawn(whole)
+    assert len(drawn(whole)) == 2 * CHANGES["max_train_steps"]
+    rows = [runs.metrics(path / "run") for path in (folder, whole)]
+    rates = [[row["learning_rate"] for row in each if "loss" in row] for each in rows]
+    assert rates[0] == rates[1]
+    assert runs.losses(folder / "run") == pytest.approx(runs.losses(whole / "run"), rel=1e-5)
+    return hits
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_killed_and_gone_on_with_another_number_of_processes(
+    zygote, model, pictures, cache, tmp_path
+):
+    hits = sum(switched(zygote, model, pictures, cache, tmp_path, 8, seed) for seed in range(5))
+    print(f"{hits} kills, each followed by one or two processes: same draws, same losses to 1e-5")
+    assert hits >= 25
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("streaming", [False, True], ids=["cached", "streamed"])
+def test_stopped_within_an_epoch_or_at_its_end(
+    zygote, model, pictures, tmp_path, world, precision, accumulation, streaming
+):
+    """Twice for each of these: 32 cells."""
+    changes = {
+        "mixed_precision": precision,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": 1,
+        "latent_sampling": "random",
+        "checkpointing_steps": 1,
+        "validation_steps": 0,
+    }
+    if streaming:
+        data = streamed.write_parquet(tmp_path / "data", streamed.scenes(6), 2)
+        changes |= {"train_data_dir": None, "dataset_name": data, "streaming": True}
+        changes |= {"shuffle_buffer": 3}
+    epoch = 6 // (accumulation * world)  # steps
+    changes["max_train_steps"] = epoch + 2
+    flags = runs.settings(model, pictures, tmp_path / "whole", **changes)
+    assert zygote.run(flags, tmp_path / "whole", world).codes == [0] * world
+    for step in {epoch, epoch + 1 if epoch == 1 else epoch - 1}:  # at the end, within
+        folder = tmp_path / f"from-{step}"
+        shutil.copytree(tmp_path / "whole/run", folder / "run")
+        for path in folder.glob("run/checkpoints/step-*"):
+            if int(path.name[5:]) > step:
+                shutil.rmtree(path)
+        flags = runs.settings(model, pictures, folder, **changes, resume_from_checkpoint="latest")
+        ended = zygote.run(flags, folder, world)
+        assert ended.codes == [0] * world, ended.said
+        assert f"at step {step}\n" in ended.said
+        assert_same_bits(folder / "run", tmp_path / "whole/run", 7)

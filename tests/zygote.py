@@ -62,11 +62,20 @@ class Zygote:
         self._process.wait(60)
 
     def run(
-        self, flags: list[str], folder: Path, world: int = 1, kill: Kill | None = None
+        self,
+        flags: list[str],
+        folder: Path,
+        world: int = 1,
+        kill: Kill | None = None,
+        faults: dict[int, dict[int, str]] | None = None,
     ) -> Ended:
-        """Train in `world` processes to the end, or until they are killed; `folder` is for logs."""
+        """Train in `world` processes to the end, or until they are killed.
+
+        `faults`: what goes wrong, once, by process and step; then `noted-*` say what became of the
+        steps. `folder` is for these, for `drawn-*` (what each slot was trained on), and for logs.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        job = {"flags": flags, "folder": str(folder), "world": world}
+        job = {"flags": flags, "folder": str(folder), "world": world, "faults": faults or {}}
         job["kill"] = None if kill is None else asdict(kill)
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -111,6 +120,7 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
 def _train(job: dict[str, Any], rank: int, port: int) -> int:
     import train_hypernetwork
     from hn import cli
+    from tests import faults
 
     if job["world"] > 1:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -119,7 +129,14 @@ def _train(job: dict[str, Any], rank: int, port: int) -> int:
         os.environ.update(where | ranks | worlds)
     if job["kill"] is not None and job["kill"]["rank"] in (None, rank):
         _arm(Kill(**job["kill"]), Path(job["folder"]) / f"inside-{rank}")
-    return train_hypernetwork.main(cli.parse(job["flags"]))
+    faults.trace(Path(job["folder"]) / f"drawn-{rank}", setattr)
+    mine = {int(step): kind for step, kind in job["faults"].get(str(rank), {}).items()}
+    if job["faults"]:
+        faults.inject(lambda step: mine.pop(step, None), setattr)
+    noted = faults.watch(setattr) if job["faults"] else []
+    code = train_hypernetwork.main(cli.parse(job["flags"]))
+    (Path(job["folder"]) / f"noted-{rank}").write_text(json.dumps(noted))
+    return code
 
 
 def _arm(kill: Kill, mark: Path) -> None:

@@ -41,6 +41,27 @@ def test_a_step_that_is_not_finite_changes_no_bit(
     assert finite(tmp_path / "run/run.pt")
 
 
+def test_two_processes_agree_on_what_one_of_them_saw(zygote, model, pictures, tmp_path):
+    """A bad loss, gradient and latent on either process; then a weight that stays bad."""
+    faulty = {0: {3: "grad"}, 1: {1: "loss", 5: "latent", 7: "weight"}}
+    flags = runs.settings(
+        model, pictures, tmp_path, max_train_steps=12, checkpointing_steps=3, use_ema=True
+    )
+    ended = zygote.run(flags, tmp_path, 2, faults=faulty)
+    assert ended.codes == [0, 0], ended.said
+    noted = [json.loads((tmp_path / f"noted-{rank}").read_text()) for rank in (0, 1)]
+    assert noted[0] == noted[1]
+    skipped = [1, 3, 5, 7, 8, 9]
+    steps = [*range(10), *range(6, 12)]  # 7, 8 and 9 in a row: back to 6
+    assert [step for step, _, _ in noted[0]] == steps
+    assert [step for step, taken, _ in noted[0] if not taken] == skipped
+    assert all(taken == changed for _, taken, changed in noted[0])
+    for line in ("step 1: the loss is not finite (process 1: (", "step 3: the gradient is not"):
+        assert line in ended.said
+    assert "(process 0: ('" in ended.said.split("step 3: ")[1].splitlines()[0]
+    assert finite(tmp_path / "run/run-ema.pt")
+
+
 def test_what_is_found_late_ends_in_the_same_bits(model, pictures, tmp_path, monkeypatch, capsys):
     """As on CUDA, where a reading is looked at one step later: it goes back, and skips it."""
 
