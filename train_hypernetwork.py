@@ -6,6 +6,7 @@
 `train` is the whole story; what it calls is made by the `build_` functions of `hn.build`.
 """
 
+import errno
 import shlex
 import sys
 import traceback
@@ -20,15 +21,22 @@ import torch
 from accelerate import Accelerator
 
 from hn import build, launch, rng
+from hn.build.observers import Observers
 from hn.config import Config
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
 from hn.evaluation.heldout import Heldout
+from hn.hub.publisher import Publisher
 from hn.training import optimizers
 from hn.training.best import LINK as BEST
+from hn.training.reporter import Reporter
+from hn.training.saving import Checkpoints
 from hn.training.signals import Stop
+from hn.training.state import TrainingState
 from hn.training.status import Status, resume_command
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)  # what a full one says
 
 
 def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
@@ -52,7 +60,9 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     optimizer = build.build_optimizer(config, hypernetwork, ready.start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
-    guard = build.build_guard(config, accelerator, hypernetwork, ready.clip_bounds)
+    guard = build.build_guard(
+        config, accelerator, hypernetwork, ready.clip_bounds, batches, rates.end
+    )
     reporter = build.build_reporter(
         config, accelerator, status.folder, state, batches, guard, rates.end
     )
@@ -60,10 +70,11 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
         config, accelerator, base, plain, painter, held_out, status.folder, reporter
     )
     checkpoints = build.build_checkpoints(config, accelerator, status.folder, guard)
+    recovery = build.build_recovery(config, accelerator, guard, checkpoints, reporter, state)
 
     hypernetwork.train()
     while state.step < rates.end and not observers.settled(state) and not stop.requested():
-        rate = optimizers.set_rate(optimizer, rates.rate(state.step))
+        rate = optimizers.set_rate(optimizer, rates.rate(state.step) * recovery.rate_factor(state))
         for batch in batches.at(state.step):
             with accelerator.accumulate(denoiser):
                 problem = objective.draw(batch.latents, batch.step, batch.slots, batch.loss_weights)
@@ -73,19 +84,38 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
                 )
                 loss = objective.loss(prediction, problem, residual)
                 accelerator.backward(loss)
+                guard.note(loss, batch)
                 reporter.add(loss)
                 observers.residuals.add(problem.noisy, problem.timesteps, batch.context)
         norm = guard.clip(state.step)
-        optimizer.step()
-        guard.check(optimizer.step_was_skipped, state.step)
+        taken = guard.takes(state)  # else loss or gradient is not finite, somewhere
+        if taken:
+            optimizer.step()
+            guard.check(optimizer.step_was_skipped, state)
         optimizer.zero_grad()
-        state.advance()
-        reporter(state, rate, norm)
+        state.advance(taken=taken and not optimizer.step_was_skipped)
+        if recovery(state):
+            continue
+        reporter(state, rate, norm if taken else None)
         observers(state)
         checkpoints(state)
         publisher(state)
 
-    finished = observers.conclude(state, rates.end)
+    return finish(state, rates.end, stop, observers, checkpoints, reporter, publisher, status)
+
+
+def finish(
+    state: TrainingState,
+    last_step: int,
+    stop: Stop,
+    observers: Observers,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    publisher: Publisher,
+    status: Status,
+) -> bool:
+    """Measure, save and publish what there is; whether training has come to its end."""
+    finished = observers.conclude(state, last_step)
     checkpoints.save(state)
     if not stop.in_a_hurry():
         observers.finish(state)
@@ -161,12 +191,14 @@ def main(config: Config) -> int:
 
 
 def as_user_error(error: Exception) -> Exception:
-    """Out of memory and a lost peer have remedies; what else is not a `UserError` is a bug."""
+    """Memory, disk and a lost peer have remedies; what else is not a `UserError` is a bug."""
     if isinstance(error, torch.OutOfMemoryError):
         return StorageError(
             f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
             "gradient_accumulation_steps), set gradient_checkpointing, or lower resolution."
         )
+    if isinstance(error, OSError) and error.errno in DISK:
+        return StorageError(f"{error}. Free some space, or mend the disk; then resume.")
     if isinstance(error, torch.distributed.DistError):
         return DistributedError(
             f"another process ended or does not answer ({error}). Its own message says why; resume "
@@ -183,7 +215,10 @@ def report_failure(error: Exception, status: Status) -> int:
         print("this is a bug in hn; please report it with the lines above", file=sys.stderr)
     else:
         print(f"error: {error}", file=sys.stderr)
-    status.write("failed", code, str(error))
+    try:
+        status.write("failed", code, str(error))
+    except StorageError as full:
+        print(f"error: {full}", file=sys.stderr)
     return code
 
 

@@ -18,6 +18,7 @@ from hn.errors import DataError, HubError, OptionError, shown
 from hn.hub import fetch_cache
 from hn.hub.checkpoints import REMOTE, fetch_checkpoint
 from hn.storage import existing_parent, prove_writable, write_bytes
+from hn.training.checkpoint import list_checkpoints
 from hn.training.status import Status
 from hn.training.trackers import check_installed
 
@@ -80,7 +81,7 @@ def build_run_folder(config: Config, accelerator: Accelerator) -> Status:
     folder, dry, lock = run_folder(config), config.output.dry_run, None
     if accelerator.is_main_process:
         finished = [folder / f"{config.network.name}{ending}" for ending in (".pt", ".safetensors")]
-        used = [path for path in (folder / "checkpoints", *finished) if path.exists()]
+        used = [*list_checkpoints(folder / "checkpoints"), *filter(Path.exists, finished)]
         if used and config.output.resume_from_checkpoint is None:
             raise OptionError(
                 f"{folder} holds a run already ({used[0].name}). Go on with it: "

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hn.config import Config
+from hn.config import Config, OptimizerConfig
 from hn.data.words.captions import TEMPLATES
 from hn.errors import OptionError, printable
+from hn.limits.learning import HIGH_RATE, is_high
 
 # Its name for a setting, and section and name here; the values are the same.
 _SAME = {
@@ -106,8 +107,10 @@ def _sections(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     width, height = (int(given.get(f"training_{side}", 512)) for side in ("width", "height"))
     sections["data"]["resolution"] = (width,) if width == height else (width, height)
     sections["data"]["template"] = _template(given)
+    optimizer = sections.setdefault("optimizer", {})
+    optimizer["allow_high_learning_rate"] = is_high(OptimizerConfig(**optimizer))
     mode = given.get("clip_grad_mode", "disabled")
-    sections["optimizer"]["clip_grad_mode"] = "none" if mode == "disabled" else mode
+    optimizer["clip_grad_mode"] = "none" if mode == "disabled" else mode
     if given.get("preview_prompt"):
         sections["validation"]["validation_prompt"] = (given["preview_prompt"],)
         sections["validation"]["validation_seed"] = max(0, int(given.get("preview_seed", 0)))
@@ -157,6 +160,8 @@ def _notes(given: dict[str, Any]) -> list[str]:
             "it clipped gradients that were multiplied by a loss scale of up to 65536, so "
             f"clip_grad_value {given.get('clip_grad_value')} clips far less here"
         )
+    if is_high(OptimizerConfig(learning_rate=str(given.get("learn_rate", "")))):
+        notes.append(f"its rate is {HIGH_RATE:g} or more, which often ends in noise; it is allowed")
     template = str(given.get("template_file") or "")
     if template and _template(given) != template:
         ours = f"our {_template(given)}, in other words and always with the caption"

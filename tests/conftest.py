@@ -23,6 +23,7 @@ for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]
 os.environ.update(_HUB.environment(_HUB_HOME))
 
 from tests import runs, tiny
+from tests.zygote import Zygote
 
 
 def pytest_unconfigure() -> None:
@@ -70,6 +71,13 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with captions of every kind: files, metadata, names, several each, wildcards."""
     return tiny.make_worded_pictures(tmp_path_factory.mktemp("worded") / "set")
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Starts real trainings in no time."""
+    with Zygote() as started:
+        yield started
 
 
 @pytest.fixture

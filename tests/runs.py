@@ -32,6 +32,7 @@ def settings(model: Path, pictures: Path, output: Path, **changes: Any) -> list[
         "max_train_steps": 6,
         "train_batch_size": 2,
         "learning_rate": "1e-3",
+        "allow_high_learning_rate": True,
         "checkpointing_steps": 0,
         "report_to": "none",
         "logging_steps": 1,

@@ -398,7 +398,7 @@ def test_a_state_of_another_form_is_refused(hub, run, change, words):
     folder = run / "checkpoints/step-00000006"
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**state, **change}))
-    (folder / MANIFEST).write_text(json.dumps(manifest(folder)))
+    (folder / MANIFEST).write_text(json.dumps(manifest(folder), indent=1) + "\n")
     push_run(run, ALL)
     with pytest.raises(ModelError, match=f"state.json is not as we write it: {words}"):
         fetch_checkpoint("hub:me/style")

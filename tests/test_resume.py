@@ -1,12 +1,15 @@
 """Stopped and resumed equals not stopped, to the bit."""
 
+import json
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests import runs
+from hn.limits.saving import CHANGEABLE, FIXED
+from tests import runs, tiny
 
 RANDOM = {
     "gradient_accumulation_steps": 2,
@@ -147,6 +150,53 @@ def test_what_is_learnt_and_how_stays(model, pictures, tmp_path, capsys):
         flags = runs.settings(model, pictures, tmp_path, max_train_steps=4, **changes)
         assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 2
         assert named in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_what_may_change_is_named_and_goes_on(model, pictures, tmp_path, capsys):
+    """Pictures, seed and loss; never what the saved state is of."""
+    flags = runs.settings(model, pictures, tmp_path, max_train_steps=2)
+    assert runs.train_here(flags) == 0
+    state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())
+    assert set(state["fingerprint"]) <= {*CHANGEABLE, *FIXED}
+    fewer = tiny.make_pictures(tmp_path / "fewer", 4)
+    changes = {"max_train_steps": 4, "seed": 1, "snr_gamma": 5, "resume_from_checkpoint": "latest"}
+    flags = runs.settings(model, fewer, tmp_path, **changes)
+    assert runs.train_here([*flags, "--allow_change", "seed"]) == 2
+    refused = capsys.readouterr().err
+    assert "or allow it: --allow_change pictures snr_gamma:" in refused
+    assert "seed: " not in refused
+    assert runs.train_here([*flags, "--allow_change", "seed", "pictures", "snr_gamma"]) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "allow_change: other than there is",
+        "seed: 0 then, 1 now",
+        "snr_gamma: None then",
+    ):
+        assert line in out
+    assert len(runs.losses(tmp_path / "run")) == 4
+    state = json.loads((tmp_path / "run/checkpoints/step-00000004/state.json").read_text())
+    assert state["fingerprint"]["seed"] == 1
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_more_steps_another_split_and_another_rate_go_on(model, pictures, tmp_path):
+    """2 x 1 or 1 x 2 pictures are the same global batch; of two rates the new one counts."""
+    short = runs.settings(model, pictures, tmp_path / "a", max_train_steps=3)
+    assert runs.train_here(short) == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    more = {"max_train_steps": 6, "learning_rate": "1e-3:5, 1e-4"}
+    other = {"train_batch_size": 1, "gradient_accumulation_steps": 2}
+    for folder, split in (("a", {}), ("b", other)):
+        flags = runs.settings(model, pictures, tmp_path / folder, **more, **split)
+        assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    whole = runs.settings(model, pictures, tmp_path / "whole", **more)
+    assert runs.train_here(whole) == 0
+    assert runs.same_tensors(tmp_path / "a/run/run.pt", tmp_path / "whole/run/run.pt")
+    assert runs.losses(tmp_path / "a/run") == runs.losses(tmp_path / "whole/run")
+    assert runs.losses(tmp_path / "b/run") == pytest.approx(
+        runs.losses(tmp_path / "whole/run"), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -210,16 +210,29 @@ def test_accumulation_equals_a_larger_batch(model, pictures, tmp_path):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_previews_disturb_nothing(model, pictures, tmp_path):
-    for name, changes in (
-        ("with", {"validation_prompt": ["a red star"], "validation_steps": 2}),
-        ("without", {}),
-    ):
+def test_previews_measurements_trackers_and_checkpoints_disturb_nothing(model, pictures, tmp_path):
+    everything = {
+        "validation_prompt": ["a red star"],
+        "validation_data_dir": pictures,
+        "validation_steps": 2,
+        "checkpointing_steps": 1,
+        "checkpoints_total_limit": 2,
+        "keep_best": True,
+        "save_optimizer_state": True,
+        "report_to": "tensorboard",
+        "logging_steps": 1,
+    }
+    nothing = {"validation_steps": 0, "logging_steps": 100}
+    for name, changes in (("with", everything), ("without", nothing)):
         flags = runs.settings(
             model, pictures, tmp_path / name, dropout_structure=[0, 0.2, 0], **changes
         )
         assert runs.train_here([*flags, "--validation_inference_steps", "2"]) == 0
-    assert runs.same_tensors(tmp_path / "with/run/run.pt", tmp_path / "without/run/run.pt")
+    last = "checkpoints/step-00000006"
+    for name in ("run.pt", "run.safetensors", f"{last}/resume/optimizer.safetensors"):
+        assert (tmp_path / "with/run" / name).read_bytes() == (
+            tmp_path / "without/run" / name
+        ).read_bytes()
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

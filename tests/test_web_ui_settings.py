@@ -77,6 +77,8 @@ def test_every_setting_gets_its_place(tmp_path):
     assert (data.latent_sampling, data.missing_caption) == ("deterministic", "filename")
     assert data.template == "subject"
     assert (optimizer.learning_rate, optimizer.clip_grad_mode) == ("5e-3:2, 1e-3", "none")
+    assert optimizer.allow_high_learning_rate
+    assert not imported(tmp_path, learn_rate="1e-5").config().optimizer.allow_high_learning_rate
     assert (config.training.max_train_steps, config.output.checkpointing_steps) == (3, 2)
     assert config.validation.validation_prompt == ("a star",)
     assert (config.validation.validation_steps, config.validation.validation_seed) == (0, 0)

@@ -37,6 +37,7 @@ def flags_of(recipe: str, seed: int, rate_factor: float, pictures: tuple[Path, P
     rate = scaled(cli.read_toml(path).optimizer.learning_rate, rate_factor)
     trained, held_out = map(str, pictures)
     own = ["--name", f"{path.stem}-{seed}", "--seed", str(seed), "--learning_rate", rate]
+    own += ["--allow_high_learning_rate"]  # the demo's model is small
     data = ["--train_data_dir", trained, "--validation_data_dir", held_out, "--resolution", "64"]
     model = ["--pretrained_model_name_or_path", demo.NAME]
     plain = ["--validation_split", "0", "--validation_prompt"]  # of ours, and no previews

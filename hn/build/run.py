@@ -19,12 +19,17 @@ from hn.errors import OptionError
 from hn.hub.publisher import Publisher
 from hn.hub.runs import check_run_destination, push_run
 from hn.limits.learning import is_schedule_free
+from hn.limits.saving import OF_DATA, OF_OPTIMIZER
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
-from hn.training.checkpoint import Checkpoints, find, path_of, restore
+from hn.training.checkpoint import find, path_of, restore, tidy
 from hn.training.guard import Guard
+from hn.training.recovery import Recovery
 from hn.training.reporter import Reporter
+from hn.training.retention import Retention
+from hn.training.saving import Checkpoints
+from hn.training.snapshot import Snapshot
 from hn.training.state import TrainingState
 from hn.training.status import Status
 from hn.training.trackers import Settings, build_trackers
@@ -49,15 +54,21 @@ def build_guard(
     accelerator: Accelerator,
     hypernetwork: Hypernetwork,
     clip_bounds: schedule.Schedule,
+    batches: Batches | StreamedBatches,
+    last_step: int,
 ) -> Guard:
     """What keeps gradient and weights in bounds."""
     optimizer = config.optimizer
+    intervals = config.output.checkpointing_steps, config.validation.validation_steps
     return Guard(
         accelerator,
         hypernetwork,
         optimizer.clip_grad_mode,
         clip_bounds,
         max_weight_norm=optimizer.max_weight_norm,
+        loss_bound=config.training.loss_bound,
+        watched=lambda step: step == last_step or any(it and step % it == 0 for it in intervals),
+        names=batches.names,
     )
 
 
@@ -87,21 +98,36 @@ def build_state(
         hypernetwork.provenance.step,
         accelerator.scaler,
         fingerprint=_fingerprint(config, accelerator, hypernetwork, batches),
+        may_differ=config.output.allow_change,
         stream=batches if isinstance(batches, StreamedBatches) else None,
         averages=build_averages(config, hypernetwork, optimizer),
     )
     which = config.output.resume_from_checkpoint
+    if accelerator.is_main_process:
+        tidy(status.folder / "checkpoints")
+    accelerator.wait_for_everyone()
     if which is not None:
-        path = find(status.folder / "checkpoints", which)
+        path = _find(status, which)
         with _changes_named(status.folder, batches):
-            restore(path, state, accelerator.process_index)
+            differing = restore(path, state, accelerator.process_index)
         if config.output.keep_best and state.best.step is not None:
             state.best.forget_unsaved(path_of(status.folder / "checkpoints", state.best.step))
         accelerator.print(f"resumed from {path} at step {state.step}")
+        if differing:
+            accelerator.print("\n".join(["allow_change: other than there is", *differing]))
     elif isinstance(batches, Batches) and accelerator.is_main_process:
         changes.keep(batches.index, status.folder)
     status.state = state
     return state
+
+
+def _find(status: Status, which: str) -> Path:
+    """The checkpoint to go on from; those passed over are named."""
+    path, status.rejected = find(status.folder / "checkpoints", which)
+    if status.main_process:
+        for name, damage in status.rejected.items():
+            print(f"{name} is passed over: {damage}")
+    return path
 
 
 def _fingerprint(
@@ -112,8 +138,11 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What makes the run what it is. Rates, bounds and the number of steps may change."""
     training, data = config.training, config.data
+    vae = config.model.pretrained_vae_model_name_or_path
     return {
         "base_model": Path(config.model.pretrained_model_name_or_path).name,
+        "vae": None if vae is None else Path(vae).name,
+        "prediction_type": config.model.prediction_type,
         "prompt_syntax": config.model.prompt_syntax,
         "clip_skip": config.model.clip_skip,
         "structure": asdict(hypernetwork.config),
@@ -125,19 +154,10 @@ def _fingerprint(
         **({"processes": accelerator.num_processes} if data.streaming else {}),
         # of buckets, where it says how many pictures of one size come together
         **({"train_batch_size": training.train_batch_size} if data.resize_mode == "bucket" else {}),
-        **{
-            key: value
-            for key, value in asdict(data).items()
-            if not key.endswith(("_dir", "_folders", "_name", "_column"))
-            # what is left out of the pictures, their digest knows
-            if key not in ("vae_batch_size", "on_bad_image", "min_side")
-        },
+        **{name: getattr(data, name) for name in OF_DATA},
         **asdict(config.objective),
         # of the optimizer, what its saved state holds: that would win without a word
-        **{
-            key: getattr(config.optimizer, key)
-            for key in ("optimizer", "optimizer_args", "use_8bit_adam", "width_learning_rates")
-        },
+        **{name: getattr(config.optimizer, name) for name in OF_OPTIMIZER},
         "use_ema": training.use_ema,
         "template": template_identity(data.template),
     }
@@ -196,16 +216,40 @@ def _settings(folder: Path) -> Settings:
 def build_checkpoints(
     config: Config, accelerator: Accelerator, folder: Path, guard: Guard
 ) -> Checkpoints:
-    """What saves, after the guard has confirmed the last gradient."""
+    """What saves, unless the guard finds the last gradient unsound."""
     return Checkpoints(
         accelerator,
         folder / "checkpoints",
         config.network.name,
-        every=config.output.checkpointing_steps,
-        limit=config.output.checkpoints_total_limit,
+        retention=Retention(
+            every=config.output.checkpointing_steps,
+            limit=config.output.checkpoints_total_limit,
+            keep_every=config.output.keep_every,
+        ),
         keep_best=config.output.keep_best,
         optimizer_name=config.optimizer.optimizer if config.output.save_optimizer_state else None,
-        confirm=guard.confirm,
+        is_sound=guard.is_sound,
+    )
+
+
+def build_recovery(
+    config: Config,
+    accelerator: Accelerator,
+    guard: Guard,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    state: TrainingState,
+) -> Recovery:
+    """What goes back where training cannot go on."""
+    state.health = state.health.of_rate(config.optimizer.learning_rate)
+    return Recovery(
+        accelerator,
+        guard,
+        checkpoints,
+        reporter,
+        Snapshot.take(state),
+        limit=config.training.max_rollbacks,
+        factor=config.training.rollback_rate_factor,
     )
 
 

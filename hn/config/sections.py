@@ -121,6 +121,8 @@ class OptimizerConfig:
     """AdamW with 8-bit states (bitsandbytes)."""
     learning_rate: str = "5e-5"
     """A number, or the web UI's stages: "5e-5:150, 2e-5:500, 1e-5" (rate:until that step)."""
+    allow_high_learning_rate: bool = False
+    """Train at 1e-3 or more with an optimizer of Adam's kind, which often ends in noise."""
     width_learning_rates: tuple[str, ...] = ()
     """Factors of the rate by context width, such as 768=1 320=0.5; a width not named has 1."""
     lr_scheduler: Literal["constant", "cosine"] = "constant"
@@ -161,6 +163,14 @@ class TrainingConfig:
     find_learning_rate: int = 0
     """Instead of training, try so many rates (100), from 1e-6 to 0.1, one each step, and show the
     loss of fixed pictures on the way: begin where it falls fastest."""
+    max_rollbacks: int = 3
+    """How often a run that diverges goes back to an earlier checkpoint, to go on with lower rates,
+    before it gives up: 3 steps in a row without a finite loss and gradient, or loss_bound."""
+    rollback_rate_factor: float = 0.5
+    """What its rates are multiplied with each time."""
+    loss_bound: float = 10.0
+    """It diverges where the median of the newest 10 losses is above that of the 200 before, plus
+    this times their median distance from it (which counts as a tenth of it at least); 0: never."""
     expect_world_size: int | None = None
     """Refuse to run with another number of processes."""
 
@@ -174,7 +184,9 @@ class OutputConfig:
     checkpointing_steps: int = 500
     """Save a checkpoint every so many steps, and always at the end; 0: only at the end."""
     checkpoints_total_limit: int | None = None
-    """Keep only the newest so many checkpoints, at least 2."""
+    """Keep only the newest so many checkpoints, at least 2, beside the one where a run stopped."""
+    keep_every: int | None = None
+    """Never remove the checkpoints of every so many steps."""
     keep_best: bool = False
     """Save a checkpoint whenever the held-out loss is the lowest so far, and never remove the best:
     checkpoints/best leads to it."""
@@ -186,6 +198,8 @@ class OutputConfig:
     dry_run: bool = False
     """Check settings, files and pictures, show what a run would be and take, and end before any
     model is loaded."""
+    allow_change: tuple[str, ...] = ()
+    """Settings that may differ from those of the checkpoint, such as pictures seed snr_gamma."""
     report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = ("tensorboard",)
     """Trackers, beside metrics.jsonl and hypernetwork_loss.csv, which are always written. wandb
     keeps its files here with WANDB_MODE=offline."""

@@ -89,6 +89,11 @@ class Batches:
         """What the pictures are, for resuming with the same."""
         return self._latents.index.about.digest
 
+    def names(self, batch: Batch) -> list[str]:
+        """What the pictures of a batch are called."""
+        names = self.index.table.column("name")
+        return [names[picture].as_py() for picture in batch.pictures]
+
     def _batch(self, step: int, slots: list[int], pictures: list[int]) -> Batch:
         prompts = [
             self._prompts.draw(picture, step, slot)

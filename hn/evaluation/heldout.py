@@ -44,7 +44,7 @@ class Heldout:
         self._reporter = reporter
         self._every = config.validation.validation_steps
         self._patience = config.validation.early_stop_patience
-        self._measured_step = -1
+        self._measured: tuple[int, int] | None = None  # moment
         self._base_losses: Tensor | None = None
         self.last: dict[str, Comparison] = {}  # by the name of the view
 
@@ -58,7 +58,7 @@ class Heldout:
 
         All processes must call it at the same steps.
         """
-        if self._pictures is None or self._measured_step == state.step:
+        if self._pictures is None or self._measured == state.moment:
             return
         losses = self.measure(state)
         means: list[Any] = [None if losses is None else losses.mean(1).tolist()]
@@ -69,9 +69,9 @@ class Heldout:
 
         Returns the losses (N, draws) on the main process.
         """
-        if self._pictures is None or self._measured_step == state.step:
+        if self._pictures is None or self._measured == state.moment:
             return None
-        self._measured_step = state.step
+        self._measured = state.moment
         if not self._main:
             return None
         if self._base_losses is None:

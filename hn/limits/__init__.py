@@ -7,6 +7,7 @@ from hn.config import Config, DataConfig
 from hn.errors import OptionError, shown
 from hn.limits.hub import hub_faults
 from hn.limits.learning import learning_faults
+from hn.limits.saving import saving_faults
 
 MAX_NAME = 200  # bytes; the names of files have at most 255, and endings and steps follow
 
@@ -77,11 +78,7 @@ def _range_faults(config: Config) -> list[str]:
     ]
     faults += data_faults(data)
     faults += learning_faults(config)
-    if output.checkpoints_total_limit is not None and output.checkpoints_total_limit < 2:
-        faults.append(
-            f"checkpoints_total_limit must be at least 2; found {output.checkpoints_total_limit}"
-        )
-    return faults
+    return [*faults, *saving_faults(config)]
 
 
 def _size_faults(data: DataConfig) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from hn.config import Config, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from hn.errors import OptionError, shown
 
+HIGH_RATE = 1e-3
 # Settings that only count where another one has one of these values.
 _ONLY_WITH = {
     "huber_c": ("loss_type", ("huber", "smooth_l1")),
@@ -25,6 +26,8 @@ def learning_faults(config: Config) -> list[str]:
         *_optimizer_faults(config.optimizer),
         *_average_faults(config.training, config.optimizer),
         *_trial_faults(config.training.find_learning_rate),
+        *_safety_faults(config.training),
+        *_rate_faults(config.optimizer),
     ]
 
 
@@ -135,6 +138,41 @@ def _optimizer_faults(optimizer: OptimizerConfig) -> list[str]:
         parse_width_rates(optimizer.width_learning_rates)
     except OptionError as error:
         faults.append(str(error))
+    return faults
+
+
+def is_high(optimizer: OptimizerConfig) -> bool:
+    """Whether a rate is so high that an optimizer of Adam's kind rarely learns with it."""
+    kind = optimizer.optimizer.rpartition(".")[2].lower()
+    finds = finds_its_rate(optimizer.optimizer) or is_schedule_free(optimizer.optimizer)
+    if finds or not any(word in kind for word in ("adam", "lion")):
+        return False
+    rates = [item.partition(":")[0] for item in optimizer.learning_rate.split(",")]
+    try:
+        factors = parse_width_rates(optimizer.width_learning_rates).values()
+        return max(map(float, filter(str.strip, rates))) * max([1, *factors]) >= HIGH_RATE
+    except ValueError:
+        return False  # what is not a number is refused elsewhere
+
+
+def _rate_faults(optimizer: OptimizerConfig) -> list[str]:
+    if optimizer.allow_high_learning_rate or not is_high(optimizer):
+        return []
+    return [
+        f"learning_rate {optimizer.learning_rate} is high for {optimizer.optimizer}, whose steps "
+        f"are as long as the rate: most runs at {HIGH_RATE:g} or more end in noise, 5e-5 is usual. "
+        "Take a lower one, or set allow_high_learning_rate if it is meant (small models want more)"
+    ]
+
+
+def _safety_faults(training: TrainingConfig) -> list[str]:
+    faults = _negative("loss_bound", training.loss_bound)
+    faults += _negative("max_rollbacks", training.max_rollbacks)
+    factor = training.rollback_rate_factor
+    if not 0 < factor <= 1:
+        faults.append(
+            f"rollback_rate_factor must be above 0 and at most 1, 0.5 is usual; found {factor}"
+        )
     return faults
 
 

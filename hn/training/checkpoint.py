@@ -16,93 +16,30 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save
 
 from hn import __version__
-from hn.errors import ModelError, OptionError, StorageError
+from hn.errors import ModelError, NumericsError, OptionError, StorageError
+from hn.limits.saving import CHANGEABLE
 from hn.network.files import load as load_hypernetwork
 from hn.storage import sync_folder, write_bytes
 from hn.training import artifacts
-from hn.training.best import Best, link
+from hn.training.best import LINK, Best
+from hn.training.health import Health
 from hn.training.state import TrainingState
 from hn.training.trees import flatten, unflatten
 
 PREFIX = "step-"
 MANIFEST = "MANIFEST.json"
+_HALF, _ASIDE = ".tmp-", ".del-"  # before the name of what is written, or to be removed
 OPTIMIZER = "resume/optimizer.safetensors"
 AVERAGES = "resume/averages.safetensors"
-
-
-class Checkpoints:
-    """Saves when it is due, keeps the newest `limit`, and finds the one to resume from.
-
-    With `keep_best` the best is saved, too, stays, and has a link of that name.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        folder: Path,
-        name: str,
-        *,
-        every: int,
-        limit: int | None,
-        keep_best: bool = False,
-        optimizer_name: str | None = None,
-        confirm: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._accelerator = accelerator
-        self._folder = folder
-        self._name = name
-        self._every = every
-        self._limit = limit
-        self._keep_best = keep_best
-        self._optimizer_name = optimizer_name  # whose state is written for the web UI, too
-        self._confirm = confirm  # raises if what would be saved is spoilt
-        self._saved_step = -1
-
-    def __call__(self, state: TrainingState) -> None:
-        """Save if this step is due."""
-        best = self._keep_best and state.step == state.best.step
-        if best or (self._every and state.step % self._every == 0):
-            self.save(state)
-
-    def save(self, state: TrainingState) -> None:
-        """Save the state, unless this step is saved; the main process writes, all wait for it."""
-        path = path_of(self._folder, state.step)
-        self._confirm()
-        state.hypernetwork.describe(step=state.step)
-        if self._saved_step != state.step:
-            streams = [] if state.stream is None else gather_object([state.stream.state()])
-            if self._accelerator.is_main_process:
-                write_checkpoint(path, state, self._name, self._optimizer_name, streams)
-                self._rotate(state.best.step if self._keep_best else None)
-        self._saved_step = state.step
-        self._accelerator.wait_for_everyone()
-
-    def publish(self, state: TrainingState, folder: Path, *, finished: bool) -> None:
-        """Put the artifact into the run's folder, if it is finished."""
-        if finished and self._accelerator.is_main_process:
-            _write_artifacts(state, folder / self._name, self._optimizer_name)
-
-    def _rotate(self, best: int | None) -> None:
-        """Link to the best; remove the oldest valid ones beyond the limit, of which 2 stay."""
-        if best is not None:
-            link(path_of(self._folder, best))
-        if self._limit is None:
-            return
-        valid = [path for path in list_checkpoints(self._folder) if fault(path) is None]
-        for path in valid[: -max(2, self._limit)]:
-            if best is None or path != path_of(self._folder, best):
-                shutil.rmtree(_set_aside(path))
 
 
 def write_checkpoint(
@@ -116,29 +53,32 @@ def write_checkpoint(
 
     `streams`: where in its stream each process is, if there are any.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{_HALF}{path.name}-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         stem = f"{name}-{state.step}"  # of its own: the web UI remembers files by the name inside
-        _write_artifacts(state, temporary / stem, optimizer_name)
+        write_artifacts(state, temporary / stem, optimizer_name)
         description, tensors = flatten(state.optimizer.state_dict())
         write_bytes(temporary / OPTIMIZER, save(tensors))
         if averages := state.averages.tensors():
             write_bytes(temporary / AVERAGES, save(averages))
-        _write_json(temporary / "state.json", _describe(state, stem, description, streams))
-        _write_json(temporary / MANIFEST, manifest(temporary))
+        described = _describe(state, stem, description, streams)
+        write_bytes(temporary / "state.json", _as_json(described))
+        write_bytes(temporary / MANIFEST, _as_json(manifest(temporary)))
         sync_folder(temporary)
         # Left by a run that went on from an earlier step; nothing of it goes before its successor.
-        before = _set_aside(path) if path.exists() else None
+        before = set_aside(path) if path.exists() else None
         os.replace(temporary, path)
         sync_folder(path.parent)
         if before is not None:
             shutil.rmtree(before)
     except (OSError, StorageError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
-            f"cannot save the checkpoint {path}: {error} Older checkpoints are intact."
+            f"cannot save the checkpoint {path}: {error} Older checkpoints are intact. "
+            f"{room(path.parent)}"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     damage = fault(path)
     if damage is not None:
         raise StorageError(
@@ -146,11 +86,25 @@ def write_checkpoint(
         )
 
 
-def _write_artifacts(state: TrainingState, stem: Path, optimizer_name: str | None) -> None:
-    """The hypernetwork and its averages; the optimizer's state lies beside the first alone."""
+def room(folder: Path) -> str:
+    """How much a checkpoint takes, and how much there is."""
+    saved = list_checkpoints(folder)
+    size = sum(path.stat().st_size for path in saved[-1].rglob("*")) if saved else 0
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free / 2**20
+    taken = f", {saved[-1].name} takes {size / 2**20:.1f} MiB" if saved else ""
+    return f"{free:.1f} MiB are free there{taken}."
+
+
+def write_artifacts(state: TrainingState, stem: Path, optimizer_name: str | None) -> None:
+    """The hypernetwork and its averages; the optimizer's state lies beside the first alone.
+
+    Raises `NumericsError` for weights that are not finite.
+    """
     optimizer_state = state.optimizer.state_dict()
     for view in state.averages:
         with view.applied():
+            _check_finite(state, view.tail)
             artifacts.write(
                 state.hypernetwork,
                 stem.with_name(f"{stem.name}{view.tail}"),
@@ -159,16 +113,26 @@ def _write_artifacts(state: TrainingState, stem: Path, optimizer_name: str | Non
             )
 
 
-def _set_aside(path: Path) -> Path:
+def _check_finite(state: TrainingState, tail: str) -> None:
+    for name, weight in state.hypernetwork.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            raise NumericsError(
+                f"step {state.step}: {name} of {state.hypernetwork.provenance.name}{tail} is not "
+                "finite, so nothing is written; what was saved before is intact. Go on from there "
+                "with a lower learning_rate, or with mixed_precision bf16 or no."
+            )
+
+
+def set_aside(path: Path) -> Path:
     """Rename a checkpoint that is to go, so that none is ever half gone; returns its new name."""
-    doomed = path.with_name(f".del-{path.name}")
+    doomed = path.with_name(f"{_ASIDE}{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
     return doomed
 
 
-def restore(path: Path, state: TrainingState, process: int = 0) -> None:
-    """Load the checkpoint; of the streams, that of this process.
+def restore(path: Path, state: TrainingState, process: int = 0) -> list[str]:
+    """Load the checkpoint; of the streams, that of this process. Returns what differs, and may.
 
     Raises `ModelError` (damaged) or `OptionError` (another run).
     """
@@ -176,7 +140,7 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
     if damage is not None:
         raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
     saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    _check_fingerprint(saved["fingerprint"], state.fingerprint, path)
+    differing = _check_fingerprint(saved["fingerprint"], state, path)
     net = load_hypernetwork(path / f"{saved['artifact']}.safetensors")
     state.hypernetwork.take_weights(net)
     state.hypernetwork.describe(step=saved["step"])
@@ -188,7 +152,9 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
     if state.stream is not None:
         state.stream.restore(saved["streams"][process])
     state.best = Best(**saved["best"])
+    state.health = Health(**saved.get("health", {}))  # of older versions: none
     state.step = saved["step"]
+    return differing
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -196,43 +162,67 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"{PREFIX}{step:08d}"
 
 
-def find(folder: Path, which: str) -> Path:
-    """The checkpoint meant by "latest" (the newest valid one; invalid ones are named) or a path.
-    Raises `ModelError`.
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix(PREFIX))
+
+
+def find(folder: Path, which: str) -> tuple[Path, dict[str, str]]:
+    """The checkpoint meant by "latest" (the newest valid one) or a path; and those passed over,
+    with what is wrong with them. Raises `ModelError`.
     """
     if which != "latest":
-        return Path(which)
-    checkpoints = list_checkpoints(folder)
-    for path in reversed(checkpoints):
+        return Path(which), {}
+    rejected = {}
+    for path in reversed(list_checkpoints(folder)):
         damage = fault(path)
         if damage is None:
-            return path
-        print(f"{path} is passed over: {damage}")
+            return path, rejected
+        rejected[path.name] = damage
+    faults = "".join(f"\n  {name}: {damage}" for name, damage in rejected.items())
     raise ModelError(
-        f"resume_from_checkpoint latest: {folder} holds no valid checkpoint ({len(checkpoints)} "
+        f"resume_from_checkpoint latest: {folder} holds no valid checkpoint ({len(rejected)} "
         "damaged). To start anew, leave resume_from_checkpoint out and choose another name or "
-        "output_dir."
+        f"output_dir.{faults}"
     )
+
+
+def tidy(folder: Path) -> None:
+    """Finish what a crash interrupted: what was half written or half removed goes; what was set
+    aside whole, and whose successor is not there, comes back.
+    """
+    for aside in folder.glob(f"{_ASIDE}{PREFIX}*"):
+        home = folder / aside.name.removeprefix(_ASIDE)
+        if not home.exists() and fault(aside) is None:
+            os.replace(aside, home)
+        else:
+            shutil.rmtree(aside)
+    for half in folder.glob(f"{_HALF}{PREFIX}*"):
+        shutil.rmtree(half)
+    for half in folder.glob(f".{LINK}.*.tmp"):
+        half.unlink()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest step first, valid or not."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+    found = (path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal())
+    return sorted(path for path in found if path.is_dir())
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: its files must be those of the manifest."""
+    """What is wrong with a checkpoint, or None: its files must be those of the manifest, which must
+    be as we write it, to the byte.
+    """
     try:
-        expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        found = manifest(path)
+        content = (path / MANIFEST).read_bytes()
+        expected, found = json.loads(content), manifest(path)
     except (OSError, ValueError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    if not isinstance(expected, dict):
-        return f"its {MANIFEST} is not a list of files"
-    differing = [
-        name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)
-    ]
-    return f"changed or missing: {', '.join(differing)}" if differing else None
+    if content == _as_json(found):
+        return None
+    names = {*expected, *found} if isinstance(expected, dict) else set()
+    differing = [name for name in sorted(names) if expected.get(name) != found.get(name)]
+    return f"changed or missing: {', '.join(differing) or MANIFEST}"
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -249,6 +239,7 @@ def _describe(
         "artifact": artifact,
         "fingerprint": state.fingerprint,
         "best": asdict(state.best),
+        "health": asdict(state.health),
         "scaler": None if state.scaler is None else state.scaler.state_dict(),
         "optimizer": optimizer,
         "streams": list(streams),
@@ -256,15 +247,23 @@ def _describe(
     }
 
 
-def _check_fingerprint(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
-    current = json.loads(json.dumps(current))  # tuples are lists in the file
-    differing = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
-    if differing:
-        lines = [f"  {key}: {saved.get(key)!r} then, {current.get(key)!r} now" for key in differing]
+def _check_fingerprint(saved: dict[str, Any], state: TrainingState, path: Path) -> list[str]:
+    """What differs between the checkpoint's run and this one, and may. Raises `OptionError`."""
+    current = json.loads(json.dumps(state.fingerprint))  # tuples are lists in the file
+    lines = {
+        key: f"  {key}: {saved.get(key)!r} then, {current.get(key)!r} now"
+        for key in sorted({*saved, *current})
+        if saved.get(key) != current.get(key)
+    }
+    refused = [line for key, line in lines.items() if key not in state.may_differ]
+    if refused:
+        changeable = [key for key in lines if key in CHANGEABLE and key not in state.may_differ]
+        remedy = f"; or allow it: --allow_change {' '.join(changeable)}" if changeable else ""
         raise OptionError(
-            f"{path} is of another run; set these back, or start a new one under another name:\n"
-            + "\n".join(lines)
+            f"{path} is of another run; set these back, or start a new one under another name"
+            f"{remedy}:\n" + "\n".join(refused)
         )
+    return list(lines.values())
 
 
 def _checksum(path: Path) -> dict[str, Any]:
@@ -275,5 +274,5 @@ def _checksum(path: Path) -> dict[str, Any]:
         }
 
 
-def _write_json(path: Path, content: Any) -> None:
-    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+def _as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

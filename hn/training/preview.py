@@ -35,7 +35,7 @@ class Preview:
         self._folder = folder / "previews"
         self._reporter = reporter
         self._without: list[Image.Image] | None = None
-        self._drawn_step = -1
+        self._drawn: tuple[int, int] | None = None  # moment
 
     def __call__(self, state: TrainingState) -> None:
         """Draw if this step is due."""
@@ -45,9 +45,9 @@ class Preview:
 
     def draw(self, state: TrainingState) -> None:
         """Draw the grid of this step, unless it is there already."""
-        if self._painter is None or self._drawn_step == state.step:
+        if self._painter is None or self._drawn == state.moment:
             return
-        self._drawn_step = state.step
+        self._drawn = state.moment
         shown = [
             (view, strength)
             for view in state.averages

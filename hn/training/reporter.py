@@ -4,6 +4,7 @@ trackers.
 
 import csv
 import json
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class Reporter:
         self._global_batch = global_batch
         self._counts = counts
         self._losses: list[Tensor] = []
+        self._newest: list[Tensor] = []  # of the step that is not finished
         self._since = (first_step, time.monotonic())
         self._main = accelerator.is_main_process
         self._bar = tqdm(
@@ -63,30 +65,46 @@ class Reporter:
 
     def add(self, loss: Tensor) -> None:
         """Note the loss of a micro-batch; nothing waits for the device."""
-        self._losses.append(loss.detach())
+        self._newest.append(loss.detach())
 
-    def __call__(self, state: TrainingState, rate: float, gradient_norm: Tensor) -> None:
-        """Report a finished step, if it is due."""
+    def __call__(self, state: TrainingState, rate: float, gradient_norm: Tensor | None) -> None:
+        """Report a finished step, if it is due; of one that was skipped there is no norm."""
         self._bar.update()
+        if gradient_norm is not None:
+            self._losses += self._newest
+        self._newest.clear()
         if state.step % self._every:
             return
-        mean: Any = self._accelerator.reduce(torch.stack(self._losses).mean(), "mean")
-        loss = mean.item()  # GPU sync
+        learnt = {} if gradient_norm is None else {"gradient_norm": float(gradient_norm)}
+        if self._losses:
+            mean: Any = self._accelerator.reduce(torch.stack(self._losses).mean(), "mean")
+            learnt = {"loss": mean.item(), "learning_rate": rate, **learnt}  # GPU sync
+            self._csv_row(state.step, learnt["loss"], rate)
         self._losses.clear()
         scalars = {
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": float(gradient_norm),
+            **learnt,
             "images_per_second": self._speed(state.step),
             "peak_memory_mib": peak_memory_mib(),
+            **state.health.counts(),
             **self._totals(),
         }
         self._bar.set_postfix_str(
-            f"loss {loss:.4f}, lr {rate:.2e}, {scalars['images_per_second']:.1f} images/s, peak "
+            f"loss {learnt.get('loss', math.nan):.4f}, lr {rate:.2e}, "
+            f"{scalars['images_per_second']:.1f} images/s, peak "
             f"{scalars['peak_memory_mib']:.0f} MiB"
         )
         self.scalars(scalars, state.step)
-        self._csv_row(state.step, loss, rate)
+
+    def rewind(self, step: int) -> None:
+        """The run went back to this step: forget what comes after it."""
+        self._losses.clear()
+        self._newest.clear()
+        self._since = (step, time.monotonic())
+        self._bar.n = step
+        self._bar.refresh()
+        if self._main:
+            _forget_after(self._folder / "metrics.jsonl", step)
+            _forget_csv_after(self._folder / "hypernetwork_loss.csv", step)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Write numbers of a step to `metrics.jsonl` and the trackers."""

@@ -82,7 +82,7 @@ class Residuals:
         self._every = every
         self._reporter = reporter
         self._batches: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=BATCHES)
-        self._measured_step = -1
+        self._measured: tuple[int, int] | None = None  # moment
 
     def add(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> None:
         """Keep a micro-batch in mind; nothing waits for the device."""
@@ -97,9 +97,9 @@ class Residuals:
     @torch.no_grad()
     def measure(self, state: TrainingState) -> None:
         """Report the ratio and the distribution of each width and side, unless that is done."""
-        if not self._batches or self._measured_step == state.step:
+        if not self._batches or self._measured == state.moment:
             return
-        self._measured_step = state.step
+        self._measured = state.moment
         attachment, hypernetwork = self._denoiser.attachment, self._denoiser.hypernetwork
         with attachment.at_strength(1.0), watched(hypernetwork, tokens=True) as ratios:
             for noisy, timesteps, context in self._batches:

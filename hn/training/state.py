@@ -8,6 +8,7 @@ import torch
 from hn.network.module import Hypernetwork
 from hn.training.averages import Averages
 from hn.training.best import Best
+from hn.training.health import Health
 
 
 class Resumable(Protocol):
@@ -27,8 +28,9 @@ class TrainingState:
     """Everything that changes while training. `step` counts optimizer steps, absolute over resumes.
 
     `fingerprint`: the settings that make the run what it is, by name; a resumed run must have the
-    same. `stream`: what the pictures come from, where that is no function of the step. `best`: what
-    was measured on held-out pictures. `ending`: why it ended before its last step.
+    same, but for those of `may_differ`. `stream`: what the pictures come from, where that is no
+    function of the step. `best`: what was measured on held-out pictures, `health`: how training
+    goes. `ending`: why it ended before its last step.
     """
 
     hypernetwork: Hypernetwork
@@ -36,12 +38,20 @@ class TrainingState:
     step: int = 0
     scaler: torch.amp.GradScaler | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    may_differ: tuple[str, ...] = ()
     stream: Resumable | None = None
     averages: Averages = field(default_factory=Averages)
     best: Best = field(default_factory=Best)
+    health: Health = field(default_factory=Health)
     ending: str = ""
 
-    def advance(self) -> None:
-        """Count a finished step, and take it into the averages."""
+    @property
+    def moment(self) -> tuple[int, int]:
+        """The step, and how often the run went back before it: no moment comes twice."""
+        return self.health.returns, self.step
+
+    def advance(self, *, taken: bool) -> None:
+        """Count a finished step, and take it into the averages if it changed the weights."""
         self.step += 1
-        self.averages.update()
+        if taken:
+            self.averages.update()

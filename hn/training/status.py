@@ -11,6 +11,7 @@ from typing import Any
 
 from hn.data.tally import Tally
 from hn.storage import write_bytes
+from hn.training.checkpoint import list_checkpoints
 from hn.training.state import TrainingState
 
 LAUNCH = "accelerate launch train_hypernetwork.py"
@@ -28,6 +29,7 @@ class Status:
         self.main_process = main_process
         self._lock = lock
         self.found = Tally()  # what is odd with pictures and files
+        self.rejected: dict[str, str] = {}  # checkpoints that were passed over, and why
         self.notes: Callable[[], dict[str, Any]] = dict  # what else there is to say
 
     def release(self) -> None:
@@ -54,6 +56,8 @@ class Status:
             "reason": reason or self.remark,
             "resume_command": resume_command(self.folder, begun=state == "running"),
             "found": self.found.as_json(),
+            **({"rejected_checkpoints": self.rejected} if self.rejected else {}),
+            **(self.state.health.counts() if self.state else {}),
             **self.notes(),
         }
         write_bytes(self.folder / "status.json", (json.dumps(content, indent=1) + "\n").encode())
@@ -65,5 +69,5 @@ def resume_command(folder: Path, *, begun: bool = False) -> str:
     One that has `begun` may still save.
     """
     config = shlex.quote(str(folder / "config.toml"))
-    saved = begun or (folder / "checkpoints").exists()
-    return f"{LAUNCH} --config {config}{' --resume_from_checkpoint latest' * saved}"
+    saved = begun or list_checkpoints(folder / "checkpoints")
+    return f"{LAUNCH} --config {config}{' --resume_from_checkpoint latest' * bool(saved)}"

@@ -21,7 +21,7 @@ ELSEWHERE = 10_000  # another seed, so that the search sees none of the evaluati
 
 def train(output: Path, *flags: str) -> Path:
     command = [*runs.PYTHON, "--config", "demo", "--output_dir", str(output), *flags]
-    command += ["--validation_steps", "0", "--report_to", "none"]
+    command += ["--validation_steps", "0", "--report_to", "none", "--allow_high_learning_rate"]
     subprocess.run(command, cwd=runs.ROOT, check=True, capture_output=True)
     return output / flags[flags.index("--name") + 1]
 

@@ -177,4 +177,4 @@ def _sign(checkpoint):
     """Make the manifest that of what lies there now."""
     from hn.training.checkpoint import manifest
 
-    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest(checkpoint)))
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest(checkpoint), indent=1) + "\n")

@@ -127,7 +127,7 @@ def test_another_runs_checkpoint_is_refused_with_what_differs(tmp_path):
 def test_an_unfinished_folder_is_no_checkpoint(tmp_path):
     write_checkpoint(tmp_path / "step-00000002", _state(), "net")
     (tmp_path / ".tmp-step-00000003-1").mkdir()
-    assert find(tmp_path, "latest") == tmp_path / "step-00000002"
+    assert find(tmp_path, "latest") == (tmp_path / "step-00000002", {})
 
 
 def test_a_step_saved_again_replaces_the_old_folder_and_leaves_no_litter(tmp_path):

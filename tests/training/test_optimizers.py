@@ -12,6 +12,7 @@ from hn.network.module import Hypernetwork
 from hn.training.guard import Guard
 from hn.training.optimizers import as_one_group, build_optimizer, find_class, remark, set_rate
 from hn.training.schedule import Schedule, Stage
+from hn.training.state import TrainingState
 
 DIMS = (16, 24, 32)
 EXTRAS = ["prodigyopt.Prodigy", "schedulefree.AdamWScheduleFree", "lion_pytorch.Lion"]
@@ -85,8 +86,9 @@ def test_matrices_above_the_bound_are_scaled_back_to_it_and_counted(layer_norm):
     schedule = Schedule((Stage(1.0, 10),))
     guard = Guard(Accelerator(cpu=True), net, "none", schedule, max_weight_norm=bound)
     assert guard.counts() == {"capped_weights": 0}
-    for step in range(2):
-        guard.check(False, step)
+    state = TrainingState(net, torch.optim.SGD(net.parameters()))
+    for _ in range(2):
+        guard.check(False, state)
     for name, parameter in net.named_parameters():
         if norms.get(name, 0) <= bound:
             assert torch.equal(parameter, before[name]), name

@@ -40,6 +40,7 @@ class StreamedBatches:
         self._progress = Progress()
         self._next_step: int | None = None
         self._ready: Generator[Ready, None, None] | None = None
+        self._names: dict[int, str] = {}  # of the newest pictures, by their content
 
     def at(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step`, that after the last one."""
@@ -47,6 +48,8 @@ class StreamedBatches:
         if self._ready is None:
             self._ready = ahead(self._decoder.batches(step, self._progress), DECODED)
             weakref.finalize(self, self._ready.close)
+        while len(self._names) > 2 * self.layout.accumulation * self.layout.batch_size:
+            del self._names[next(iter(self._names))]
         for _ in range(self.layout.accumulation):
             ready = next(self._ready)
             self._progress = ready.progress
@@ -58,8 +61,10 @@ class StreamedBatches:
         return {"next_step": self._next_step, **asdict(self._progress)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there; before the first step."""
-        assert self._ready is None, "batches were drawn already"
+        """Go on from there: before the first step, or back from a later one."""
+        if self._ready is not None:
+            self._ready.close()
+            self._ready = None
         self._next_step = state["next_step"]
         self._progress = Progress.of(state)
 
@@ -68,6 +73,10 @@ class StreamedBatches:
         return {
             f"pictures_{name}": number for name, number in asdict(self._progress.counts).items()
         }
+
+    def names(self, batch: Batch) -> list[str]:
+        """What the pictures of a batch of this step or the last one are called."""
+        return [self._names.get(content, "?") for content in batch.pictures]
 
     def _encoded(self, ready: Ready) -> Batch:
         """The batch; computed from it alone, so that a resumed run finds the same bits."""
@@ -84,6 +93,7 @@ class StreamedBatches:
                 for sample, slot in zip(ready.samples, ready.slots, strict=True)
             ]
             latents = latents + moments.std * torch.stack(noise)
+        self._names |= {it.content: it.name for it in ready.samples}
         weights = [it.weights for it in ready.samples if it.weights is not None]
         contexts = [context.cpu() for context in self._base.encode_prompts(ready.prompts)]
         return Batch(
