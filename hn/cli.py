@@ -20,6 +20,10 @@ from hn.errors import OptionError, meant
 from hn.limits import check
 
 RECIPES = Path(__file__).parent / "recipes"
+FSDP_REFUSED = {
+    "fsdp_offload_params": "leave it out, and start more processes, which share the base model",
+    "fsdp_activation_checkpointing": "give --gradient_checkpointing instead",
+}
 _TOKEN = re.compile(r"\bhf_\w{10,}")
 
 
@@ -39,6 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         use_underscores=True,
         prog="train_hypernetwork.py",
     )
+    config = _as_launched(config)
     check(config)
     return config
 
@@ -120,6 +125,19 @@ def to_toml(config: Config, without: Config | None = None) -> str:
         ]
         lines += [f"[{section}]", *given, ""] if given else []
     return "\n".join(lines)
+
+
+def _as_launched(config: Config) -> Config:
+    """With what the configuration of `accelerate launch` asks for. Raises `OptionError`.
+
+    Its FSDP would deal out what is trained, which is small here; what is large is the base model.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return config
+    for name, instead in FSDP_REFUSED.items():
+        if os.environ.get(name.upper()) == "true":
+            raise OptionError(f"{name} of accelerate's configuration has no effect here: {instead}")
+    return replace(config, model=replace(config.model, shard_base_model=True))
 
 
 def _refuse_token(text: str, where: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def wait_for(path: Path, seconds: float = 90) -> None:
+    """Until there is such a file."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.01)
+
+
 def forget_accelerate() -> None:
     """Accelerate keeps its state in classes; a run in this process starts without."""
     from accelerate.state import AcceleratorState, GradientState
@@ -95,13 +104,19 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def losses(folder: Path) -> list[float]:
     """The training losses, in order."""
-    return [row["loss"] for row in metrics(folder) if "loss" in row]
+    return numbers(folder, "loss")
 
 
-def largest_difference(first: Path, second: Path) -> float:
-    """The largest difference between the weights of two hypernetwork files."""
-    pairs = zip(hn.load(first).tensors().values(), hn.load(second).tensors().values(), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
+def numbers(folder: Path, name: str) -> list[float]:
+    """All that was reported under a name, in order."""
+    return [row[name] for row in metrics(folder) if name in row]
+
+
+def largest_difference(first: Path, second: Path, *, without: str = "-") -> float:
+    """The largest difference between the weights of two hypernetwork files, `without` some."""
+    ours, theirs = hn.load(first).tensors(), hn.load(second).tensors()
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[k] - theirs[k]).abs().max()) for k in ours if without not in k)
 
 
 def same_tensors(first: Path, second: Path) -> bool:

@@ -10,13 +10,22 @@ from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
+from hn.errors import OptionError
 from hn.network.module import Hypernetwork
 
 
 def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
-    """The frozen model, in the precision of the computation."""
+    """The frozen model, in the precision of the computation.
+
+    Raises `OptionError` if it is to be dealt out to one process.
+    """
     dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     model = config.model
+    if model.shard_base_model and accelerator.num_processes == 1:
+        raise OptionError(
+            "shard_base_model deals the base model out to several processes, but one runs: launch "
+            "more, as accelerate_configs/fsdp2.yaml does, or leave it out"
+        )
     return BaseModel.load(
         model.pretrained_model_name_or_path,
         revision=model.revision,
@@ -25,6 +34,7 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         clip_skip=model.clip_skip,
         dtype=dtypes[accelerator.mixed_precision],
         device=accelerator.device,
+        shard=model.shard_base_model,
     )
 
 

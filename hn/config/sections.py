@@ -28,6 +28,9 @@ class ModelConfig:
     want 2."""
     enable_xformers_memory_efficient_attention: bool = False
     """Use xformers' attention instead of torch's."""
+    shard_base_model: bool = False
+    """Deal the frozen UNet out to all processes, which gather it block by block (FSDP2): for one
+    larger than a card. accelerate's FSDP means this, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +175,9 @@ class OutputConfig:
     save_optimizer_state: bool = False
     """Write .pt.optim beside each .pt too, to go on in the web UI."""
     resume_from_checkpoint: str | None = None
-    """A checkpoint's folder, or "latest", or hub:owner/name[@revision] that was pushed with
-    hub_strategy all: its newest, or that of /step-00000500 at the end."""
+    """A checkpoint's folder, or "latest", or "auto" (the latest if there is one, else a new run:
+    for jobs that are started again by themselves), or hub:owner/name[@revision] that was pushed
+    with hub_strategy all: its newest, or that of /step-00000500 at the end."""
     report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = ("tensorboard",)
     """Trackers, beside metrics.jsonl and hypernetwork_loss.csv, which are always written. wandb
     keeps its files here with WANDB_MODE=offline."""

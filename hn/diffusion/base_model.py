@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from hn.diffusion import sharding
 from hn.diffusion.attention import context_dims
 from hn.diffusion.layout import check_layout
 from hn.diffusion.objective import Prediction
@@ -66,8 +67,11 @@ class BaseModel:
         clip_skip: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        shard: bool = False,
     ) -> Self:
         """Load from a folder or hub id, in `dtype`; the autoencoder stays in float32.
+
+        With `shard` the UNet is dealt out to all processes, which must all load it.
 
         Raises `ModelError` naming what is missing, before anything large is read, and `OptionError`
         if the text encoder has fewer layers than `clip_skip`.
@@ -107,6 +111,8 @@ class BaseModel:
             ),
             scheduler=scheduler,
         )
+        if shard:  # before it moves: no device holds the whole UNet
+            sharding.shard(unet, torch.device(device))
         return base.to(device)
 
     def to(self, device: torch.device | str) -> Self:
@@ -121,6 +127,11 @@ class BaseModel:
     def device(self) -> torch.device:
         """Where the UNet is."""
         return self.unet.device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every process must take part in every forward of the UNet."""
+        return sharding.is_sharded(self.unet)
 
     @property
     def dims(self) -> tuple[int, ...]:
