@@ -25,15 +25,18 @@ from hn.data.cache.contexts import Contexts
 from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
 from hn.evaluation.heldout import Heldout
+from hn.limits.processes import parse_duration
 from hn.training import optimizers
 from hn.training.best import LINK as BEST
 from hn.training.signals import Stop
 from hn.training.status import Status, resume_command
+from hn.training.watch import Watch
 
 
-def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
+def train(
+    config: Config, accelerator: Accelerator, status: Status, stop: Stop, watch: Watch
+) -> bool:
     """Train to the end of the schedule; False means a signal came, and everything is saved."""
-    stop = Stop(accelerator)
     publisher = build.build_publisher(config, accelerator, status)
     rates, clip_bounds = build.build_schedules(config)
     start = build.build_start(config, accelerator)
@@ -60,6 +63,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     )
     checkpoints = build.build_checkpoints(config, accelerator, status.folder, guard)
 
+    watch.begin(base.unet)
     hypernetwork.train()
     while state.step < rates.end and not observers.settled(state) and not stop.requested():
         rate = optimizers.set_rate(optimizer, rates.rate(state.step))
@@ -125,9 +129,12 @@ def main(config: Config) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    stop = Stop(accelerator, parse_duration(config.training.max_train_time))
     try:
         status.write("running", 0)
-        finished = train(launch.resolve(config, accelerator, status.folder), accelerator, status)
+        with Watch(accelerator, status, config.training.process_timeout_s) as watch:
+            resolved = launch.resolve(config, accelerator, status.folder)
+            finished = train(resolved, accelerator, status, stop, watch)
     except KeyboardInterrupt:  # before the first step; later ones save first
         accelerator.print("interrupted before the first step; what was encoded is kept")
         finished = False
@@ -137,8 +144,10 @@ def main(config: Config) -> int:
         # Not within `train`, whose DDP would then be the last to hold the group of processes: torch
         # takes it down with the interpreter locked, while its threads may wait for that lock.
         accelerator.end_training()
-    status.write("done" if finished else "interrupted", 0 if finished else INTERRUPTED)
-    if not finished:
+    if finished:
+        status.write("done", 0)
+    else:
+        status.write("interrupted", INTERRUPTED, stop.reason)
         accelerator.print(f"interrupted; go on with: {resume_command(status.folder)}")
     return 0 if finished else INTERRUPTED
 

@@ -157,6 +157,12 @@ class TrainingConfig:
     """
     expect_world_size: int | None = None
     """Refuse to run with another number of processes."""
+    max_train_time: str | None = None
+    """Save and leave after so long, such as 2h30m, as after a signal: counted from the start of the
+    script, with what is encoded first."""
+    process_timeout_s: float = 120.0
+    """Seconds without a forward of the UNet after which all processes end and name the one that
+    hangs or is lost (ten times as many before the second forward); 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

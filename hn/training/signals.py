@@ -5,9 +5,11 @@ loss); the third leaves at once. Before the first step there is nothing to save:
 """
 
 import ctypes
+import math
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
@@ -23,10 +25,12 @@ _PR_SET_PDEATHSIG = 1
 class Stop:
     """Counts signals; `requested` is agreed on by all processes at a step's boundary."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, seconds: float = math.inf) -> None:
         self._accelerator = accelerator
         self._training = False
+        self._end = time.monotonic() + seconds  # then it is as if a signal had come
         self.count = 0
+        self.reason = ""
         for number in _SIGNALS:
             signal.signal(number, self._count)
         _follow_launcher()
@@ -37,6 +41,10 @@ class Stop:
         Asked for the first time, training begins.
         """
         self._training = True
+        if time.monotonic() > self._end and self._accelerator.is_main_process:
+            self._end = math.inf
+            self.count += 1
+            self.reason = "max_train_time is over"
         if self._accelerator.num_processes == 1:
             return self.count > 0
         counts = torch.tensor(self.count, device=self._accelerator.device)
@@ -56,7 +64,7 @@ class Stop:
         self.count += 1
         if self.count > 2:
             os._exit(INTERRUPTED)
-        name = signal.Signals(number).name
+        name = self.reason = signal.Signals(number).name
         print(
             f"\n{name}: saving after this step, then leaving. Once more: without previews.",
             file=sys.stderr,
