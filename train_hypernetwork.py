@@ -90,7 +90,7 @@ def train(
 
     finished = observers.conclude(state, rates.end)
     checkpoints.save(state)
-    if not stop.in_a_hurry:
+    if not stop.in_a_hurry():
         observers.finish(state)
     reporter.close()
     checkpoints.publish(state, status.folder, finished=finished)

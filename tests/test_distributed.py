@@ -1,11 +1,14 @@
 """Two processes are one process with twice the accumulation."""
 
-import os
 import signal
 import time
+from typing import cast
 
 import pytest
+import torch
+from accelerate import Accelerator
 
+from hn.training.signals import Stop
 from tests import runs
 
 CHANGES = {
@@ -33,6 +36,16 @@ def launcher(name, *more):
     path = str(runs.ROOT / "accelerate_configs" / f"{name}.yaml")
     options = ["--config_file", path, "--mixed_precision", "no", *more]
     return [*runs.ACCELERATE, *options, runs.SCRIPT]
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """Handlers as they were before."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +140,7 @@ def test_another_number_of_processes_than_expected_is_refused(model, pictures, t
     assert "expect_world_size is 2, but 1 processes run" in result.stderr
 
 
-def test_a_signal_to_one_rank_saves_and_stops_both(model, pictures, tmp_path):
+def test_a_signal_to_the_launcher_saves_and_stops_both(model, pictures, tmp_path):
     flags = runs.settings(model, pictures, tmp_path, max_train_steps=100000, checkpointing_steps=3)
     folder = tmp_path / "run"
     with runs.start(runs.TORCHRUN, flags) as process:
@@ -135,8 +148,45 @@ def test_a_signal_to_one_rank_saves_and_stops_both(model, pictures, tmp_path):
         while not (folder / "checkpoints/step-00000003").exists():
             assert time.monotonic() < end
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     status = runs.status(folder)
     assert status["state"] == "interrupted"
     assert (folder / f"checkpoints/step-{status['step']:08d}/MANIFEST.json").exists()
+
+
+def test_a_signal_while_processes_compare_their_counts_is_not_lost():
+    """It fell between reading the own count and writing the common one, and was forgotten."""
+    stop = Stop(cast(Accelerator, _Comparing(others=0)))
+    assert not stop.requested()
+    stop = Stop(cast(Accelerator, _Comparing(others=0, signal_meanwhile=True)))
+    assert not stop.requested()  # the others have not heard of it
+    assert stop.requested()
+    assert not stop.in_a_hurry()
+
+
+def test_another_processes_signals_do_not_add_up_to_haste():
+    """A launcher passes one Ctrl-C on to all of them."""
+    stop = Stop(cast(Accelerator, _Comparing(others=1)))
+    stop.requested()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.requested() and not stop.in_a_hurry()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.in_a_hurry()
+
+
+class _Comparing:
+    """One of two processes, the other having counted `others` signals."""
+
+    num_processes = 2
+    device = "cpu"
+
+    def __init__(self, *, others: int, signal_meanwhile: bool = False) -> None:
+        self.others = others
+        self.signal_meanwhile = signal_meanwhile
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        if self.signal_meanwhile:
+            signal.raise_signal(signal.SIGTERM)
+            self.signal_meanwhile = False
+        return torch.cat([own, torch.tensor([self.others])])

@@ -428,7 +428,7 @@ def test_a_run_goes_on_from_a_hypernetwork_of_the_hub(hub, run, model, pictures,
 @pytest.fixture
 def stop():
     """The trainer's own, without a signal yet."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     it = Stop(Accelerator(cpu=True))
     it.requested()  # training began

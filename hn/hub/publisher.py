@@ -79,8 +79,9 @@ class Publisher:
         self._request()
         began = time.monotonic()
         with tqdm(desc="uploading", bar_format="{desc} {elapsed}", leave=False) as bar:
-            while self._thread.is_alive() and not stop.in_a_hurry:
-                limit = self._patience.stopped if stop.count else self._patience.end
+            while self._thread.is_alive() and stop.count < 2:
+                patient = finished and not stop.count
+                limit = self._patience.end if patient else self._patience.stopped
                 if time.monotonic() - began > limit:
                     break
                 self._thread.join(0.1)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 (a cluster's warning): save at the next step and leave.
+"""Ctrl-C, SIGTERM, SIGUSR1 (a cluster's warning), SIGHUP (a closed terminal): save and leave.
 
 The first signal asks for that; the second also skips what is optional (previews, the held-out
 loss); the third leaves at once. Before the first step there is nothing to save: one is enough.
@@ -18,21 +18,27 @@ from accelerate import Accelerator
 
 from hn.errors import INTERRUPTED
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
 class Stop:
-    """Counts signals; `requested` is agreed on by all processes at a step's boundary."""
+    """Counts signals; what follows from them is agreed on by all processes at a step's boundary.
+
+    `count`: this process's own. Nothing but a signal changes it: one may come at any moment, also
+    while the processes compare their counts.
+    """
 
     def __init__(self, accelerator: Accelerator, seconds: float = math.inf) -> None:
         self._accelerator = accelerator
         self._training = False
-        self._end = time.monotonic() + seconds  # then it is as if a signal had come
+        self._end = time.monotonic() + seconds
         self.count = 0
         self.reason = ""
+        self._parent = os.getppid()
         for number in _SIGNALS:
-            signal.signal(number, self._count)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+                signal.signal(number, self._count)
         _follow_launcher()
 
     def requested(self) -> bool:
@@ -41,27 +47,30 @@ class Stop:
         Asked for the first time, training begins.
         """
         self._training = True
-        if time.monotonic() > self._end and self._accelerator.is_main_process:
-            self._end = math.inf
-            self.count += 1
-            self.reason = "max_train_time is over"
-        if self._accelerator.num_processes == 1:
-            return self.count > 0
-        counts = torch.tensor(self.count, device=self._accelerator.device)
-        total: Any = self._accelerator.reduce(counts, "sum")
-        self.count = int(total.item())  # GPU sync
-        return self.count > 0
+        return self._agreed_count() > 0
 
-    @property
     def in_a_hurry(self) -> bool:
-        """Whether to skip what is optional."""
-        return self.count > 1
+        """Whether to skip what is optional. Every process must ask at the same time."""
+        return self._agreed_count() > 1
+
+    def _agreed_count(self) -> int:
+        """The largest count of all processes; the end of the time counts as one signal."""
+        count = self.count
+        if not count and time.monotonic() > self._end:
+            count, self.reason = 1, "max_train_time is over"
+        if self._accelerator.num_processes == 1:
+            return count
+        own = torch.tensor([count], device=self._accelerator.device)
+        counts: Any = self._accelerator.gather(own)
+        return int(counts.max().item())  # GPU sync
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         """Raises `KeyboardInterrupt` before training."""
         if not self._training:
             raise KeyboardInterrupt
-        self.count += 1
+        parent, self._parent = self._parent, os.getppid()
+        # A launcher that dies of the same Ctrl-C sends a second signal that nobody asked for.
+        self.count = self.count + 1 if parent == self._parent else max(1, self.count)
         if self.count > 2:
             os._exit(INTERRUPTED)
         name = self.reason = signal.Signals(number).name
