@@ -20,9 +20,16 @@ from hn.errors import OptionError, meant
 from hn.limits import check
 
 RECIPES = Path(__file__).parent / "recipes"
-FSDP_REFUSED = {
-    "fsdp_offload_params": "leave it out, and start more processes, which share the base model",
-    "fsdp_activation_checkpointing": "give --gradient_checkpointing instead",
+# Of what `accelerate launch` can be configured to, what has no effect here, and what has.
+NOT_LAUNCHED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed deals out what is trained, which is small here: launch "
+    "with accelerate_configs/fsdp2.yaml, which deals out the base model, or with ddp.yaml",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is for language models: launch with "
+    "accelerate_configs/ddp.yaml",
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params: leave it out, and start more processes, which "
+    "share the base model",
+    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing: give --gradient_checkpointing "
+    "instead",
 }
 _TOKEN = re.compile(r"\bhf_\w{10,}")
 
@@ -132,12 +139,11 @@ def _as_launched(config: Config) -> Config:
 
     Its FSDP would deal out what is trained, which is small here; what is large is the base model.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
-        return config
-    for name, instead in FSDP_REFUSED.items():
-        if os.environ.get(name.upper()) == "true":
-            raise OptionError(f"{name} of accelerate's configuration has no effect here: {instead}")
-    return replace(config, model=replace(config.model, shard_base_model=True))
+    refused = [why for name, why in NOT_LAUNCHED.items() if os.environ.get(name) == "true"]
+    if refused:
+        raise OptionError(f"accelerate's configuration cannot be followed. {refused[0]}")
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true" or config.model.shard_base_model
+    return replace(config, model=replace(config.model, shard_base_model=sharded))
 
 
 def _refuse_token(text: str, where: str) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def wait_for(path: Path, seconds: float = 90) -> None:
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.01)
+
+
+def processes_with(*texts: str) -> list[int]:
+    """The processes whose command lines hold these texts, running or stopped."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may have ended meanwhile
+            line = (folder / "cmdline").read_bytes().decode(errors="replace")
+            if all(text in line for text in texts):
+                found.append(int(folder.name))
+    return found
 
 
 def forget_accelerate() -> None:

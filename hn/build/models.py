@@ -26,16 +26,16 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
             "shard_base_model deals the base model out to several processes, but one runs: launch "
             "more, as accelerate_configs/fsdp2.yaml does, or leave it out"
         )
-    return BaseModel.load(
+    base = BaseModel.load(
         model.pretrained_model_name_or_path,
         revision=model.revision,
         variant=model.variant,
         prompt_syntax=model.prompt_syntax,
         clip_skip=model.clip_skip,
         dtype=dtypes[accelerator.mixed_precision],
-        device=accelerator.device,
-        shard=model.shard_base_model,
+        device="cpu" if model.shard_base_model else accelerator.device,
     )
+    return base.shard(accelerator.device) if model.shard_base_model else base
 
 
 def build_denoiser(config: Config, base: BaseModel, hypernetwork: Hypernetwork) -> Denoiser:

@@ -67,11 +67,8 @@ class BaseModel:
         clip_skip: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        shard: bool = False,
     ) -> Self:
         """Load from a folder or hub id, in `dtype`; the autoencoder stays in float32.
-
-        With `shard` the UNet is dealt out to all processes, which must all load it.
 
         Raises `ModelError` naming what is missing, before anything large is read, and `OptionError`
         if the text encoder has fewer layers than `clip_skip`.
@@ -111,8 +108,6 @@ class BaseModel:
             ),
             scheduler=scheduler,
         )
-        if shard:  # before it moves: no device holds the whole UNet
-            sharding.shard(unet, torch.device(device))
         return base.to(device)
 
     def to(self, device: torch.device | str) -> Self:
@@ -122,6 +117,14 @@ class BaseModel:
             if part is not None:
                 part.to(device)
         return self
+
+    def shard(self, device: torch.device) -> Self:
+        """Deal the UNet out to all processes, which must all do so, and move the rest.
+
+        Before anything is moved, so that no device ever holds the whole UNet.
+        """
+        sharding.shard(self.unet, device)
+        return self.to(device)
 
     @property
     def device(self) -> torch.device:

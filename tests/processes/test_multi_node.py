@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -91,3 +92,41 @@ def test_a_machine_is_killed_and_comes_back(nodes, model, pictures, tmp_path):
     assert runs.numbers(run, "loss") == pytest.approx(
         runs.numbers(tmp_path / "alone/run", "loss"), rel=1e-5
     )
+
+
+def test_a_cut_cable_is_noticed_and_named(nodes, model, pictures, tmp_path):
+    """Nothing comes any more, not even that the connection is closed."""
+    first, second = nodes
+    flags = runs.settings(
+        model,
+        pictures,
+        tmp_path,
+        max_train_steps=60,
+        checkpointing_steps=5,
+        process_timeout_s=10,
+        resume_from_checkpoint="auto",
+    )
+    run = tmp_path / "run"
+    with _machine(first, flags) as steady:
+        with _machine(second, flags) as lost:
+            runs.wait_for(run / "checkpoints/step-00000010/MANIFEST.json")
+            _ip("-n", second, "link", "set", "hn-cable", "down")
+            end = time.monotonic() + 40
+            while runs.status(run)["state"] == "running":
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            status = runs.status(run)
+            for pid in _ip("netns", "pids", second).split():
+                os.kill(int(pid), signal.SIGKILL)
+            lost.communicate(timeout=30)
+        assert status["exit_code"] == 7
+        assert "process 1 (hn-node1, pid" in status["reason"]
+        assert "its machine is lost" in status["reason"]
+        _ip("-n", second, "link", "set", "hn-cable", "up")
+        with _machine(second, flags) as back:
+            _, error = back.communicate(timeout=200)
+            assert back.returncode == 0, error
+        steady.communicate(timeout=60)
+        assert steady.returncode == 0
+    assert runs.status(run)["state"] == "done"
+    assert len(runs.losses(run)) == 60
