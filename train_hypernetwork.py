@@ -28,6 +28,7 @@ from hn.evaluation.heldout import Heldout
 from hn.limits.processes import parse_duration
 from hn.training import optimizers
 from hn.training.best import LINK as BEST
+from hn.training.peers import is_broken
 from hn.training.signals import Stop
 from hn.training.status import Status, resume_command
 from hn.training.watch import Watch
@@ -159,7 +160,7 @@ def as_user_error(error: Exception) -> Exception:
             f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
             "gradient_accumulation_steps), set gradient_checkpointing, or lower resolution."
         )
-    if isinstance(error, torch.distributed.DistError):
+    if is_broken(error):
         return DistributedError(
             f"another process ended or does not answer ({error}). Its own message says why; resume "
             "from the last checkpoint."

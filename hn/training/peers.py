@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -38,8 +38,8 @@ class Sign:
     place: str
     waits: bool
     over: bool = False
-    host: str = socket.gethostname()
-    pid: int = os.getpid()
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,13 @@ class Peers:
         if self._store is None or not self._store.check([_VERDICT]):
             return None
         return _read(self._store.get(_VERDICT))
+
+
+def is_broken(error: BaseException | None) -> bool:
+    """Whether it is the end of another process that was raised here, as backends tell it."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(it in str(error) for it in ("/gloo/", "NCCL"))
 
 
 def judge(before: dict[int, Sign], now: dict[int, Sign], count: int) -> Verdict:

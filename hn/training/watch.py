@@ -17,13 +17,13 @@ from typing import Any, Self
 from accelerate import Accelerator
 from torch import nn
 
-from hn.errors import DistributedError, UserError
-from hn.training.peers import LOST, Peers, Sign, Verdict, end_stopped, judge, look_at
+from hn.errors import DistributedError
+from hn.training.peers import LOST, Peers, Sign, Verdict, end_stopped, is_broken, judge, look_at
 from hn.training.status import Status
 
-TICK = 1.0  # seconds between two looks
-SILENT = 3  # ticks after which each must have given a new sign of life
-GRACE = 5  # ticks that the main thread has to end by itself, after another process failed
+TICK = 0.5  # seconds between two looks
+SILENT = 4  # ticks after which each must have given a new sign of life
+GRACE = 10  # ticks that the main thread has to end by itself, after another process failed
 FIRST = 10  # the first forward takes so many times as long: what is compiled, read, filled
 SLOWER = 10  # slow is what takes so many times as long as anything before
 ADVICE = "Resume from the last checkpoint. process_timeout_s says how long is waited."
@@ -48,6 +48,8 @@ class Watch:
     def begin(self, unet: nn.Module) -> None:
         """Begin to watch; from now on every forward of the UNet counts."""
         if self._seconds:
+            with suppress(*LOST):  # at once, so that the others know whom they may miss
+                self._peers.show(self._sign())
             unet.register_forward_pre_hook(self._pulse.count)
             threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -66,12 +68,12 @@ class Watch:
             self._peers.show(self._sign(over=True))
             if isinstance(error, Exception):
                 told = self._peers.told() or self._tell_of(error)
-        if told is not None and told.by != self._peers.rank and not isinstance(error, UserError):
-            raise DistributedError(f"{told.reason} {ADVICE}") from error
+        if told is not None and told.by != self._peers.rank and is_broken(error):
+            raise DistributedError(f"{told.reason}. {ADVICE}") from error
 
     def _tell_of(self, error: Exception) -> Verdict | None:
         """Tell the others what was raised here, unless that is what one of them left behind."""
-        if not isinstance(error, UserError) and isinstance(error, LOST):
+        if is_broken(error):
             return None
         first = next(iter(str(error).splitlines()), type(error).__name__)
         rank = self._peers.rank
