@@ -7,7 +7,6 @@
 """
 
 import errno
-import shlex
 import sys
 import traceback
 
@@ -21,27 +20,30 @@ import torch
 from accelerate import Accelerator
 
 from hn import build, launch, rng
+from hn.build import summary
 from hn.build.observers import Observers
 from hn.config import Config
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
-from hn.evaluation.heldout import Heldout
 from hn.hub.publisher import Publisher
+from hn.limits.processes import parse_duration
 from hn.training import optimizers
-from hn.training.best import LINK as BEST
+from hn.training.peers import is_broken
 from hn.training.reporter import Reporter
 from hn.training.saving import Checkpoints
 from hn.training.signals import Stop
 from hn.training.state import TrainingState
 from hn.training.status import Status, resume_command
+from hn.training.watch import Watch
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)  # what a full one says
 
 
-def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
+def train(
+    config: Config, accelerator: Accelerator, status: Status, stop: Stop, watch: Watch
+) -> bool:
     """Train to the end of the schedule; False means a signal came, and everything is saved."""
-    stop = Stop(accelerator)
     ready = build.build_ready(config, accelerator, status)
     if config.output.dry_run:
         accelerator.print(build.plan_in_words(config, accelerator, ready))
@@ -72,6 +74,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     checkpoints = build.build_checkpoints(config, accelerator, status.folder, guard)
     recovery = build.build_recovery(config, accelerator, guard, checkpoints, reporter, state)
 
+    watch.begin(base.unet)
     hypernetwork.train()
     while state.step < rates.end and not observers.settled(state) and not stop.requested():
         rate = optimizers.set_rate(optimizer, rates.rate(state.step) * recovery.rate_factor(state))
@@ -122,30 +125,8 @@ def finish(
     reporter.close()
     checkpoints.publish(state, status.folder, finished=finished)
     publisher.close(stop, finished=finished)
-    print_summary(status, observers.heldout)
+    summary.show(status, observers.heldout)
     return finished
-
-
-def print_summary(status: Status, heldout: Heldout) -> None:
-    """Say where everything lies and what was learnt, on the main process."""
-    if not status.main_process:
-        return
-    folder = status.folder
-    for path in sorted([*folder.glob("*.pt"), *folder.glob("*.safetensors")]):
-        print(f"hypernetwork   {path}")
-    for pattern in ("checkpoints/step-*", "previews/*.png"):
-        found = sorted(folder.glob(pattern))
-        if found:
-            print(f"{pattern.split('/')[0]:<14} {found[-1]}  ({len(found)} in all)")
-    print(f"numbers        {folder / 'metrics.jsonl'}, {folder / 'hypernetwork_loss.csv'}")
-    if (folder / "tensorboard").exists():
-        print(f"curves         tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}")
-    for name, comparison in heldout.last.items():
-        print(f"held-out loss  {name + ': ' if name else ''}{comparison}")
-    if (folder / "checkpoints" / BEST).is_symlink():
-        print(f"best           {(folder / 'checkpoints' / BEST).resolve()}")
-    if status.remark:
-        print(status.remark)
 
 
 def try_rates(config: Config, accelerator: Accelerator) -> int:
@@ -171,9 +152,12 @@ def main(config: Config) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    stop = Stop(accelerator, parse_duration(config.training.max_train_time))
     try:
         status.write("running", 0)
-        finished = train(launch.resolve(config, accelerator, status.folder), accelerator, status)
+        with Watch(accelerator, status, config.training.process_timeout_s) as watch:
+            resolved = launch.resolve(config, accelerator, status.folder)
+            finished = train(resolved, accelerator, status, stop, watch)
     except KeyboardInterrupt:  # before the first step; later ones save first
         accelerator.print("interrupted before the first step; what was encoded is kept")
         finished = False
@@ -184,8 +168,10 @@ def main(config: Config) -> int:
         # takes it down with the interpreter locked, while its threads may wait for that lock.
         accelerator.end_training()
         status.release()
-    status.write("done" if finished else "interrupted", 0 if finished else INTERRUPTED)
-    if not finished:
+    if finished:
+        status.write("done", 0)
+    else:
+        status.write("interrupted", INTERRUPTED, stop.reason)
         accelerator.print(f"interrupted; go on with: {resume_command(status.folder)}")
     return 0 if finished else INTERRUPTED
 
@@ -199,7 +185,7 @@ def as_user_error(error: Exception) -> Exception:
         )
     if isinstance(error, OSError) and error.errno in DISK:
         return StorageError(f"{error}. Free some space, or mend the disk; then resume.")
-    if isinstance(error, torch.distributed.DistError):
+    if is_broken(error):
         return DistributedError(
             f"another process ended or does not answer ({error}). Its own message says why; resume "
             "from the last checkpoint."

@@ -4,15 +4,17 @@ import fcntl
 import os
 import re
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import PIL
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from hn import cli, demo
 from hn.config import Config, DataConfig
-from hn.data.cache.caching import Cache
+from hn.data.cache.caching import STALLED, Cache
 from hn.data.cache.index import Index
 from hn.errors import DataError, HubError, OptionError, shown
 from hn.hub import fetch_cache
@@ -39,10 +41,13 @@ def build_accelerator(config: Config) -> Accelerator:
     training = config.training
     check_versions()
     check_installed(config.output.report_to)
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # `hn.cli` has made it shard_base_model
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         cpu=not torch.accelerator.is_available(),
+        # As long as others may rightly wait in any phase; `Watch` is quicker where one hangs.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=STALLED))],
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise OptionError("mixed_precision fp16 needs a GPU; on a CPU use bf16 or no")
@@ -82,7 +87,7 @@ def build_run_folder(config: Config, accelerator: Accelerator) -> Status:
     if accelerator.is_main_process:
         finished = [folder / f"{config.network.name}{ending}" for ending in (".pt", ".safetensors")]
         used = [*list_checkpoints(folder / "checkpoints"), *filter(Path.exists, finished)]
-        if used and config.output.resume_from_checkpoint is None:
+        if used and _resumed(config, folder) is None:
             raise OptionError(
                 f"{folder} holds a run already ({used[0].name}). Go on with it: "
                 "--resume_from_checkpoint latest; or choose another --name or --output_dir; or "
@@ -125,10 +130,10 @@ def resolve(config: Config, accelerator: Accelerator, folder: Path) -> Config:
     `HubError` or `ModelError` for a checkpoint that cannot be had.
     """
     config = _with_demo(config, accelerator, folder)
-    which = config.output.resume_from_checkpoint
+    which = _resumed(config, folder)
     if which is not None and which.startswith(REMOTE):
-        fetched = replace(config.output, resume_from_checkpoint=str(fetch_checkpoint(which)))
-        config = replace(config, output=fetched)
+        which = str(fetch_checkpoint(which))
+    config = replace(config, output=replace(config.output, resume_from_checkpoint=which))
     cache = config.data.latent_cache_dir or str(folder / "cache")
     config = replace(config, data=replace(config.data, latent_cache_dir=cache))
     return config if config.data.cached_data_dir is None else _with_cached_data(config)
@@ -147,7 +152,7 @@ def reopen(run: Path, base_name: str | None = None) -> tuple[Config, Config, Acc
     training = replace(written.training, expect_world_size=None, gradient_checkpointing=False)
     if not torch.accelerator.is_available():
         training = replace(training, mixed_precision="no")
-    model, data = written.model, written.data
+    model, data = replace(written.model, shard_base_model=False), written.data
     if base_name is not None:
         changed = {"pretrained_model_name_or_path": base_name, "revision": None, "variant": None}
         model = replace(model, **changed)
@@ -164,6 +169,14 @@ def reopen(run: Path, base_name: str | None = None) -> tuple[Config, Config, Acc
             config, data=replace(config.data, cached_data_dir=config.data.latent_cache_dir)
         )
     return written, config, accelerator
+
+
+def _resumed(config: Config, folder: Path) -> str | None:
+    """The checkpoint to go on from: "auto" is the latest if there are any, valid or not."""
+    which = config.output.resume_from_checkpoint
+    if which != "auto":
+        return which
+    return "latest" if list_checkpoints(folder / "checkpoints") else None
 
 
 def _with_cached_data(config: Config) -> Config:

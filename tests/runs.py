@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,25 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def wait_for(path: Path, seconds: float = 90) -> None:
+    """Until there is such a file."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def processes_with(*texts: str) -> list[int]:
+    """The processes whose command lines hold these texts, running or stopped."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may have ended meanwhile
+            line = (folder / "cmdline").read_bytes().decode(errors="replace")
+            if all(text in line for text in texts):
+                found.append(int(folder.name))
+    return found
+
+
 def forget_accelerate() -> None:
     """Accelerate keeps its state in classes; a run in this process starts without."""
     from accelerate.state import AcceleratorState, GradientState
@@ -96,13 +117,19 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def losses(folder: Path) -> list[float]:
     """The training losses, in order."""
-    return [row["loss"] for row in metrics(folder) if "loss" in row]
+    return numbers(folder, "loss")
 
 
-def largest_difference(first: Path, second: Path) -> float:
-    """The largest difference between the weights of two hypernetwork files."""
-    pairs = zip(hn.load(first).tensors().values(), hn.load(second).tensors().values(), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
+def numbers(folder: Path, name: str) -> list[float]:
+    """All that was reported under a name, in order."""
+    return [row[name] for row in metrics(folder) if name in row]
+
+
+def largest_difference(first: Path, second: Path, *, without: str = "-") -> float:
+    """The largest difference between the weights of two hypernetwork files, `without` some."""
+    ours, theirs = hn.load(first).tensors(), hn.load(second).tensors()
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[k] - theirs[k]).abs().max()) for k in ours if without not in k)
 
 
 def same_tensors(first: Path, second: Path) -> bool:

@@ -22,6 +22,7 @@ FLOORS = [
     {"hn.training", "hn.prepare", "hn.checkup"},
     {"hn.evaluation", "hn.hub"},
     {"hn.build", "hn.launch", "hn.web_ui_settings"},
+    {"hn.benchmark"},
 ]
 # `hn` names things lazily; the demo's model is made with diffusers alone and nothing imports it.
 EXEMPT = {"hn"}

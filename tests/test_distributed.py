@@ -21,6 +21,21 @@ CHANGES = {
     "use_ema": True,
     "max_weight_norm": 4,
 }
+LOOKING = {
+    "validation_split": 2,
+    "validation_steps": 2,
+    "validation_prompt": ["a star"],
+    "validation_strengths": [0.0, 1.0],
+    "validation_inference_steps": 1,
+    "checkpointing_steps": 2,
+}
+
+
+def launcher(name, *more):
+    """The command of a configuration in `accelerate_configs/`, in float32."""
+    path = str(runs.ROOT / "accelerate_configs" / f"{name}.yaml")
+    options = ["--config_file", path, "--mixed_precision", "no", *more]
+    return [*runs.ACCELERATE, *options, runs.SCRIPT]
 
 
 @pytest.fixture(autouse=True)
@@ -37,48 +52,55 @@ def own_signals():
 def alone(model, pictures, tmp_path_factory):
     """One process, accumulation 2."""
     folder = tmp_path_factory.mktemp("alone")
-    flags = runs.settings(model, pictures, folder, gradient_accumulation_steps=2, **CHANGES)
-    assert runs.run(runs.PYTHON, flags).returncode == 0
+    flags = runs.settings(
+        model, pictures, folder, gradient_accumulation_steps=2, **CHANGES | LOOKING
+    )
+    result = runs.run(launcher("single"), flags)
+    assert result.returncode == 0, result.stderr
     return folder / "run"
 
 
 @pytest.mark.parametrize(
-    "launcher",
+    ("command", "changes", "tolerance"),
     [
-        pytest.param(runs.TORCHRUN, id="torchrun"),
+        pytest.param(runs.TORCHRUN, {}, 2e-6, id="torchrun"),
+        pytest.param(launcher("cpu"), {}, 2e-6, id="cpu"),
+        pytest.param(launcher("ddp", "--num_processes", "2"), {}, 2e-6, id="ddp"),
         pytest.param(
-            [
-                *runs.ACCELERATE,
-                *["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-                runs.SCRIPT,
-            ],
-            id="accelerate",
-        ),
-        pytest.param(
-            [
-                *runs.ACCELERATE,
-                "--config_file",
-                str(runs.ROOT / "accelerate_configs/cpu_2_processes.yaml"),
-                runs.SCRIPT,
-            ],
-            id="accelerate-config",
+            launcher("fsdp2", "--num_processes", "2"),
+            {"gradient_checkpointing": True},
+            1e-5,  # its weights lie elsewhere in memory, where kernels round otherwise
+            id="fsdp2",
         ),
     ],
 )
-def test_two_processes_equal_one_with_accumulation(model, pictures, tmp_path, alone, launcher):
-    """The gradients are summed in another order: 1e-6 of weights up to 0.6 after 5 AdamW steps."""
-    flags = runs.settings(model, pictures, tmp_path, expect_world_size=2, **CHANGES)
-    result = runs.run(launcher, flags)
+def test_two_processes_equal_one_with_accumulation(
+    model, pictures, tmp_path, alone, command, changes, tolerance
+):
+    """The gradients are summed in another order: 2e-6 of 0.6 after 5 AdamW steps.
+
+    But for the last biases of k: their gradient is zero, so Adam follows what rounding leaves.
+    """
+    flags = runs.settings(
+        model, pictures, tmp_path, expect_world_size=2, **CHANGES | LOOKING | changes
+    )
+    result = runs.run(command, flags)
     assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
     for name in ("run.pt", "run-ema.pt"):
-        assert runs.largest_difference(alone / name, tmp_path / "run" / name) < 1e-6
-    capped = [
-        [row["capped_weights"] for row in runs.metrics(folder) if "capped_weights" in row]
-        for folder in (alone, tmp_path / "run")
-    ]
-    assert capped[0] == capped[1]
-    assert capped[0][-1] > 0
-    assert runs.losses(tmp_path / "run") == pytest.approx(runs.losses(alone), rel=1e-6)
+        difference = runs.largest_difference(alone / name, run / name, without="k.linear.2.bias")
+        assert difference < tolerance
+    for name in ("loss", "heldout_loss", "heldout_ema_loss", "capped_weights"):
+        ours, theirs = runs.numbers(run, name), runs.numbers(alone, name)
+        assert ours == pytest.approx(theirs, rel=2e-6)
+    assert runs.numbers(run, "capped_weights")[-1] > 0
+    files, expected = (
+        {str(it.relative_to(folder)) for it in folder.rglob("*") if "cache" not in it.parts}
+        for folder in (run, alone)
+    )
+    assert files == expected
+    sharded = "shard_base_model = true" in (run / "config.toml").read_text()
+    assert sharded == bool(changes)
 
 
 def test_ranks_hold_identical_weights_and_end_together(model, pictures, tmp_path):
@@ -112,8 +134,8 @@ def test_ranks_hold_identical_weights_and_end_together(model, pictures, tmp_path
 
 def test_another_number_of_processes_than_expected_is_refused(model, pictures, tmp_path):
     """`accelerate launch --cpu --num_processes 2` starts one."""
-    launcher = [*runs.ACCELERATE, "--cpu", "--num_processes", "2", runs.SCRIPT]
-    result = runs.run(launcher, runs.settings(model, pictures, tmp_path, expect_world_size=2))
+    command = [*runs.ACCELERATE, "--cpu", "--num_processes", "2", runs.SCRIPT]
+    result = runs.run(command, runs.settings(model, pictures, tmp_path, expect_world_size=2))
     assert result.returncode != 0
     assert "expect_world_size is 2, but 1 processes run" in result.stderr
 

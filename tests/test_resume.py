@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import time
-from pathlib import Path
 
 import pytest
 
@@ -206,7 +204,7 @@ def test_a_stopped_process_resumes_to_the_same_bits(model, pictures, tmp_path, n
     flags = runs.settings(model, pictures, tmp_path / "stopped", **changes)
     folder = tmp_path / "stopped/run"
     with runs.start(runs.PYTHON, flags) as process:
-        _wait_for(folder / "checkpoints/step-00000005/MANIFEST.json")
+        runs.wait_for(folder / "checkpoints/step-00000005/MANIFEST.json")
         process.send_signal(number)
         code = process.wait(60)
     assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
@@ -225,10 +223,3 @@ def test_a_stopped_process_resumes_to_the_same_bits(model, pictures, tmp_path, n
         == 0
     )
     assert (folder / "run.pt").read_bytes() == (tmp_path / "whole/run/run.pt").read_bytes()
-
-
-def _wait_for(path: Path, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.01)

@@ -1,6 +1,6 @@
 """A cache on its own, without training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -43,6 +43,8 @@ def build_cached(config: Config, accelerator: Accelerator) -> Cached:
     check_base_model(config)
     datasets = build_datasets(config, accelerator)
     assert isinstance(datasets.train, Dataset)  # settings see to it that it is neither else
+    # Of the base model only the encoders are needed, which each process has.
+    config = replace(config, model=replace(config.model, shard_base_model=False))
     base = build_base_model(config, accelerator)
     encoder = build_encoder(config, base)
     cache = build_cache(config)

@@ -11,6 +11,7 @@ from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.layout import check_layout
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
+from hn.errors import OptionError
 from hn.network.module import Hypernetwork
 
 
@@ -23,10 +24,18 @@ def check_base_model(config: Config) -> None:
 
 
 def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
-    """The frozen model, in the precision of the computation."""
+    """The frozen model, in the precision of the computation.
+
+    Raises `OptionError` if it is to be dealt out to one process.
+    """
     dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     model = config.model
-    return BaseModel.load(
+    if model.shard_base_model and accelerator.num_processes == 1:
+        raise OptionError(
+            "shard_base_model deals the base model out to several processes, but one runs: launch "
+            "more, as accelerate_configs/fsdp2.yaml does, or leave it out"
+        )
+    base = BaseModel.load(
         model.pretrained_model_name_or_path,
         revision=model.revision,
         variant=model.variant,
@@ -35,8 +44,9 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         vae=model.pretrained_vae_model_name_or_path,
         prediction=model.prediction_type,
         dtype=dtypes[accelerator.mixed_precision],
-        device=accelerator.device,
+        device="cpu" if model.shard_base_model else accelerator.device,
     )
+    return base.shard(accelerator.device) if model.shard_base_model else base
 
 
 def build_denoiser(config: Config, base: BaseModel, hypernetwork: Hypernetwork) -> Denoiser:

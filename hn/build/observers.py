@@ -63,10 +63,14 @@ def build_observers(
     folder: Path,
     reporter: Reporter,
 ) -> Observers:
-    """Previews, residual ratios, held-out loss."""
-    validation = config.validation
+    """Previews, residual ratios, held-out loss.
+
+    The main process looks; where the UNet is dealt out, all do, since each forward needs them all.
+    """
+    validation, looks = config.validation, accelerator.is_main_process or base.sharded
+    painter = painter if looks else None
     return Observers(
         Preview(accelerator, painter, denoiser.attachment, validation, folder, reporter),
-        Residuals(accelerator, denoiser, validation.validation_steps, reporter),
-        Heldout(accelerator, base, denoiser, held_out, config, reporter),
+        Residuals(denoiser, validation.validation_steps, reporter, looks=looks),
+        Heldout(base, denoiser, held_out, config, reporter, looks=looks),
     )

@@ -125,7 +125,7 @@ def _check_checkpoint(config: Config, folder: Path) -> None:
     which = config.output.resume_from_checkpoint
     if which is not None:
         with redirect_stdout(StringIO()):
-            path = find(folder / "checkpoints", which)
+            path, _ = find(folder / "checkpoints", which)
         damage = fault(path)
         if damage is not None:
             raise errors.ModelError(f"the checkpoint {path} cannot be used: {damage}")

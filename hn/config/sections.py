@@ -34,6 +34,9 @@ class ModelConfig:
     want 2."""
     enable_xformers_memory_efficient_attention: bool = False
     """Use xformers' attention instead of torch's."""
+    shard_base_model: bool = False
+    """Deal the frozen UNet out to all processes, which gather it block by block (FSDP2): for one
+    larger than a card. accelerate's FSDP means this, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,12 @@ class TrainingConfig:
     this times their median distance from it (which counts as a tenth of it at least); 0: never."""
     expect_world_size: int | None = None
     """Refuse to run with another number of processes."""
+    max_train_time: str | None = None
+    """Save and leave after so long, such as 2h30m, as after a signal: counted from the start of the
+    script, with what is encoded first."""
+    process_timeout_s: float = 120.0
+    """Seconds without a forward of the UNet after which all processes end and name the one that
+    hangs or is lost (ten times as many before the second forward); 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +202,9 @@ class OutputConfig:
     save_optimizer_state: bool = False
     """Write .pt.optim beside each .pt too, to go on in the web UI."""
     resume_from_checkpoint: str | None = None
-    """A checkpoint's folder, or "latest", or hub:owner/name[@revision] that was pushed with
-    hub_strategy all: its newest, or that of /step-00000500 at the end."""
+    """A checkpoint's folder, or "latest", or "auto" (the latest if there is one, else a new run:
+    for jobs that are started again by themselves), or hub:owner/name[@revision] that was pushed
+    with hub_strategy all: its newest, or that of /step-00000500 at the end."""
     dry_run: bool = False
     """Check settings, files and pictures, show what a run would be and take, and end before any
     model is loaded."""

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
+from hn.diffusion import sharding
 from hn.diffusion.attention import context_dims
 from hn.diffusion.layout import is_single_file
 from hn.diffusion.objective import Prediction
@@ -102,10 +103,23 @@ class BaseModel:
                 part.to(device)
         return self
 
+    def shard(self, device: torch.device) -> Self:
+        """Deal the UNet out to all processes, which must all do so, and move the rest.
+
+        Before anything is moved, so that no device ever holds the whole UNet.
+        """
+        sharding.shard(self.unet, device)
+        return self.to(device)
+
     @property
     def device(self) -> torch.device:
         """Where the UNet is."""
         return self.unet.device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every process must take part in every forward of the UNet."""
+        return sharding.is_sharded(self.unet)
 
     @property
     def dims(self) -> tuple[int, ...]:

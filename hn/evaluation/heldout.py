@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from hn.training.state import TrainingState
 
 
 class Heldout:
-    """Measures when it is due, on the main process, with fixed noise and timesteps.
+    """Measures when it is due, where it `looks`, with fixed noise and timesteps.
 
     What it finds the best is noted in the state, on every process. Without `pictures` it measures
     nothing.
@@ -29,15 +28,16 @@ class Heldout:
 
     def __init__(
         self,
-        accelerator: Accelerator,
         base: BaseModel,
         denoiser: Denoiser,
         pictures: Pictures | None,
         config: Config,
         reporter: Reporter,
+        *,
+        looks: bool,
     ) -> None:
         self._pictures = pictures
-        self._main = accelerator.is_main_process
+        self._looks = looks  # the main process does
         self._seed = config.training.seed
         self._base = base
         self._denoiser = denoiser
@@ -67,12 +67,12 @@ class Heldout:
     def measure(self, state: TrainingState) -> Tensor | None:
         """Compare strength 1 with strength 0 and report it, unless this step was measured.
 
-        Returns the losses (N, draws) on the main process.
+        Returns the losses (N, draws) where it looks.
         """
         if self._pictures is None or self._measured == state.moment:
             return None
         self._measured = state.moment
-        if not self._main:
+        if not self._looks:
             return None
         if self._base_losses is None:
             self._base_losses = self._losses(self._pictures, 0.0)

@@ -7,6 +7,7 @@ from hn.config import Config, DataConfig
 from hn.errors import OptionError, shown
 from hn.limits.hub import hub_faults
 from hn.limits.learning import learning_faults
+from hn.limits.processes import process_faults
 from hn.limits.saving import saving_faults
 
 MAX_NAME = 200  # bytes; the names of files have at most 255, and endings and steps follow
@@ -18,6 +19,7 @@ def check(config: Config) -> None:
     Raises `OptionError` with one line for each.
     """
     faults = [*_range_faults(config), *_combination_faults(config)]
+    faults += process_faults(config.training)
     if faults:
         raise OptionError("\n".join(faults))
 

@@ -17,7 +17,7 @@ from hn.training.state import TrainingState
 
 
 class Preview:
-    """Draws when it is due, on the main process; what strength 0 shows is drawn once."""
+    """Draws when it is due, with a `painter`; what strength 0 shows is drawn once."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Preview:
         reporter: Reporter,
     ) -> None:
         self._accelerator = accelerator
-        self._painter = painter if accelerator.is_main_process else None
+        self._painter = painter
         self._attachment = attachment
         self._config = config
         self._folder = folder / "previews"
@@ -57,6 +57,8 @@ class Preview:
         bar = tqdm(shown, desc="preview", unit="strength", leave=False)
         columns = [self._column(self._painter, view, strength) for view, strength in bar]
         labels = [f"{view.name or 'strength'} {strength:g}" for view, strength in shown]
+        if not self._accelerator.is_main_process:
+            return
         picture = grid(list(zip(*columns, strict=True)), self._config.validation_prompt, labels)
         save_picture(picture, self._folder / f"step-{state.step:08d}.png")
         self._reporter.picture("preview", picture, state.step)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hn.diffusion.denoiser import Condition, Denoiser
@@ -72,12 +71,10 @@ def watched(hypernetwork: Hypernetwork, *, tokens: bool = False) -> Iterator[Rat
 
 
 class Residuals:
-    """Measures when it is due, on the main process, what was trained on last; disturbs nothing."""
+    """Measures when it is due, where it `looks`, what was trained on last; disturbs nothing."""
 
-    def __init__(
-        self, accelerator: Accelerator, denoiser: Denoiser, every: int, reporter: Reporter
-    ) -> None:
-        self._main = accelerator.is_main_process
+    def __init__(self, denoiser: Denoiser, every: int, reporter: Reporter, *, looks: bool) -> None:
+        self._looks = looks
         self._denoiser = denoiser
         self._every = every
         self._reporter = reporter
@@ -86,7 +83,7 @@ class Residuals:
 
     def add(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> None:
         """Keep a micro-batch in mind; nothing waits for the device."""
-        if self._main:
+        if self._looks:
             self._batches.append((noisy, timesteps, context))
 
     def __call__(self, state: TrainingState) -> None:

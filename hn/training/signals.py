@@ -5,9 +5,11 @@ loss); the third leaves at once. Before the first step there is nothing to save:
 """
 
 import ctypes
+import math
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
@@ -27,10 +29,12 @@ class Stop:
     while the processes compare their counts.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, seconds: float = math.inf) -> None:
         self._accelerator = accelerator
         self._training = False
+        self._end = time.monotonic() + seconds
         self.count = 0
+        self.reason = ""
         self._parent = os.getppid()
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
@@ -50,10 +54,13 @@ class Stop:
         return self._agreed_count() > 1
 
     def _agreed_count(self) -> int:
-        """The largest count of all processes."""
+        """The largest count of all processes; the end of the time counts as one signal."""
+        count = self.count
+        if not count and time.monotonic() > self._end:
+            count, self.reason = 1, "max_train_time is over"
         if self._accelerator.num_processes == 1:
-            return self.count
-        own = torch.tensor([self.count], device=self._accelerator.device)
+            return count
+        own = torch.tensor([count], device=self._accelerator.device)
         counts: Any = self._accelerator.gather(own)
         return int(counts.max().item())  # GPU sync
 
@@ -66,7 +73,7 @@ class Stop:
         self.count = self.count + 1 if parent == self._parent else max(1, self.count)
         if self.count > 2:
             os._exit(INTERRUPTED)
-        name = signal.Signals(number).name
+        name = self.reason = signal.Signals(number).name
         print(
             f"\n{name}: saving after this step, then leaving. Once more: without previews.",
             file=sys.stderr,

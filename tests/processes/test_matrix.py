@@ -1,0 +1,79 @@
+"""Every combination of what a step may be made of trains, and resumes to the same bits.
+
+A column is one line of `COLUMNS`: its choices, and the settings that each stands for.
+"""
+
+import itertools
+import json
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+
+COLUMNS = {
+    "precision": {"fp32": {"mixed_precision": "no"}, "bf16": {"mixed_precision": "bf16"}},
+    "checkpointing": {"none": {}, "checkpointing": {"gradient_checkpointing": True}},
+    "attention": {"sdpa": {}, "math": {}},
+}
+CELLS = ["-".join(cell) for cell in itertools.product(*COLUMNS.values())]
+SHORT = ["fp32-none-math", "bf16-checkpointing-sdpa"]
+SCRIPT = str(Path(__file__).parent / "matrix.py")
+COMMANDS = {1: [*runs.PYTHON[:-1], SCRIPT], 2: [*runs.TORCHRUN[:-1], SCRIPT]}
+STEPS = 4
+# of the first losses: those of a bf16 UNet have 8 bits
+TOLERANCES = {"fp32": 1e-5, "bf16": 3e-2}
+
+
+def settings_of(cell):
+    """What a cell stands for."""
+    found = {}
+    for choice, choices in zip(cell.split("-"), COLUMNS.values(), strict=True):
+        found |= choices[choice]
+    return found
+
+
+def jobs_of(cell, model, pictures, folder):
+    """One run, one that ends in the middle, and what goes on from there."""
+    changes = {"latent_sampling": "random", "max_train_steps": STEPS, **settings_of(cell)}
+    whole = runs.settings(model, pictures, folder / "whole", **changes)
+    changes |= {"checkpointing_steps": STEPS // 2}
+    half = {**changes, "max_train_steps": STEPS // 2}
+    stopped = runs.settings(model, pictures, folder / "stopped", **half)
+    again = runs.settings(model, pictures, folder / "stopped", **changes)
+    again += ["--resume_from_checkpoint", "latest"]
+    math = "math" in cell.split("-")
+    return [
+        [math, port, flags] for port, flags in zip(ports(3), (whole, stopped, again), strict=True)
+    ]
+
+
+def ports(count):
+    """As many that nobody uses."""
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(count)
+        ]
+        return [server.getsockname()[1] for server in servers]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [pytest.param(SHORT, id="short"), pytest.param(CELLS, marks=pytest.mark.slow, id="all")],
+)
+@pytest.mark.parametrize("processes", COMMANDS)
+def test_it_trains_and_resumes(model, pictures, tmp_path, cells, processes):
+    jobs = [job for cell in cells for job in jobs_of(cell, model, pictures, tmp_path / cell)]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs, default=str))
+    result = runs.run(COMMANDS[processes], [str(tmp_path / "jobs.json")])
+    assert result.returncode == 0, result.stderr
+    reference = runs.losses(tmp_path / cells[0] / "whole/run")
+    for cell in cells:
+        whole, stopped = (tmp_path / cell / kind / "run" for kind in ("whole", "stopped"))
+        assert runs.same_tensors(whole / "run.pt", stopped / "run.pt"), cell
+        assert runs.losses(whole) == runs.losses(stopped), cell
+        # what is learnt is the same, to the precision
+        tolerance = TOLERANCES[cell.split("-")[0]]
+        assert runs.losses(whole) == pytest.approx(reference, rel=tolerance), cell

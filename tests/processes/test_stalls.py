@@ -1,0 +1,70 @@
+"""A process that hangs, is stopped or raises ends all of them, and they say which it was."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from hn.training.peers import Sign, judge
+from tests import runs
+
+TIMEOUT = 6
+SCRIPT = str(Path(__file__).parent / "faulty.py")
+TWO, ALONE = [*runs.TORCHRUN[:-1], SCRIPT], [*runs.PYTHON[:-1], SCRIPT]
+
+
+@pytest.mark.parametrize(
+    ("command", "fault", "rank", "named"),
+    [
+        (TWO, "hang", "1", "process 1"),
+        pytest.param(TWO, "hang", "0", "process 0", marks=pytest.mark.slow),
+        pytest.param(TWO, "fifo", "1", "process 1", marks=pytest.mark.slow),
+        pytest.param(TWO, "stop", "1", "process 1", marks=pytest.mark.slow),
+        pytest.param(TWO, "stop", "0", "process 0", marks=pytest.mark.slow),
+        pytest.param(TWO, "raise", "1", "process 1", marks=pytest.mark.slow),
+        pytest.param(ALONE, "fifo", "0", "nothing has happened", marks=pytest.mark.slow),
+    ],
+)
+def test_all_end_in_time_and_name_it(model, pictures, tmp_path, command, fault, rank, named):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    flags = runs.settings(
+        model, pictures, tmp_path, max_train_steps=1000, process_timeout_s=TIMEOUT
+    )
+    with runs.start([*command, fault, rank], flags, FIFO=str(fifo)) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith("fault: "))
+        began = time.monotonic()
+        if fault == "stop":
+            os.kill(int(line.split()[1]), signal.SIGSTOP)
+        _, error = process.communicate(timeout=120)
+        took = time.monotonic() - began
+    status = runs.status(tmp_path / "run")
+    assert took < TIMEOUT + 10, error
+    assert runs.processes_with(str(tmp_path)) == []
+    assert status["state"] == "failed"
+    assert status["exit_code"] == 7
+    assert named in status["reason"]
+    assert "Resume from the last checkpoint" in status["reason"]
+    assert f"error: {named}" in error
+    assert {"raise": "planted", "stop": "no sign of life"}.get(fault, "faulty.py:") in error
+
+
+def sign(number, *, waits=False, over=False):
+    return Sign(number, 120.0, "somewhere.py:1 (read)", waits, over, "node", 1)
+
+
+def test_who_is_to_blame():
+    """Who gives no sign of life; else who does not wait for others; else nobody alone."""
+    before = {0: sign(1, waits=True), 1: sign(1, waits=True), 2: sign(1)}
+    now = {0: sign(4, waits=True), 1: sign(1, waits=True), 2: sign(4)}
+    assert judge(before, now, 3).silent == (1,)
+    assert judge(before, now, 4).silent == (1, 3)
+    assert judge(before, {**now, 1: sign(1, over=True)}, 3).reason.startswith("process 2 (node")
+    now |= {1: sign(4, waits=True)}
+    verdict = judge(before, now, 3)
+    assert verdict.reason.endswith("has done nothing for 120 s, at somewhere.py:1 (read)")
+    now |= {2: sign(4, waits=True)}
+    assert judge(before, now, 3).reason.startswith("the processes wait for each other: process 0")
