@@ -8,7 +8,8 @@ text context is the same for all layers, so it is transformed once per UNet forw
 part of the UNet if their strengths differ), in a hook, and handed down through
 `cross_attention_kwargs`; self-attention contexts differ and are transformed in their layer. With
 dropout active the text is transformed in each layer too, since there each layer draws its own.
-Nothing is remembered between forwards: a gradient-checkpointed block that finds a remembered
+Where no gradient is wanted, what was made of a text is remembered for the next forward
+(`recall.py`). While training nothing is: a gradient-checkpointed block that finds a remembered
 context would recompute another graph.
 """
 
@@ -25,9 +26,18 @@ from torch import Tensor
 
 from hn.diffusion.kernels import REPLACEABLE, Kernel, choose_kernel
 from hn.diffusion.processor import HypernetworkAttention, Reading
-from hn.diffusion.strength import Choices, Timesteps, is_scheduled, measure_progress, resolve
+from hn.diffusion.projections import Contexts, Projections
+from hn.diffusion.recall import Recall, list_ingredients
+from hn.diffusion.strength import (
+    BLOCKS,
+    Choices,
+    Timesteps,
+    is_scheduled,
+    measure_progress,
+    resolve,
+)
 from hn.errors import ModelError, OptionError
-from hn.network.module import transform_context
+from hn.network.module import Stack, transform_context
 
 _uncompiled: Any = torch.compiler.disable  # its annotations know no functions
 _UNKNOWN_EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
@@ -39,6 +49,7 @@ def attach(
     *,
     kernel: Kernel | None = None,
     transform_once: bool = True,
+    stack_projections: bool = False,
     follow: bool = False,
     timesteps: Timesteps | None = None,
 ) -> "Attachment":
@@ -46,9 +57,11 @@ def attach(
 
     A layer whose width no hypernetwork has keeps its context, as in the web UI; a width that no
     layer has is warned about. Without a `kernel`, each layer keeps the one it has.
-    `transform_once=False` transforms the text in every layer, for comparison. `follow` moves the
-    hypernetworks to wherever the UNet computes, in its precision. A strength that changes while
-    denoising needs the `timesteps`, such as `lambda: pipeline.scheduler.timesteps`.
+    `transform_once=False` transforms the text in every layer, for comparison. `stack_projections`
+    computes keys and values of the text by few large products, for training; the UNet's weights
+    become views of their matrices. `follow` moves the hypernetworks to wherever the UNet computes,
+    in its precision. A strength that changes while denoising needs the `timesteps`, such as
+    `lambda: pipeline.scheduler.timesteps`.
 
     Raises `ModelError` if nothing fits the UNet or something is attached already, `OptionError` if
     xformers is asked for and missing, or `timesteps` are.
@@ -58,6 +71,7 @@ def attach(
         stack,
         kernel=kernel,
         transform_once=transform_once,
+        stack_projections=stack_projections,
         follow=follow,
         timesteps=timesteps,
     )
@@ -78,6 +92,7 @@ class Attachment:
         *,
         kernel: Kernel | None = None,
         transform_once: bool = True,
+        stack_projections: bool = False,
         follow: bool = False,
         timesteps: Timesteps | None = None,
     ) -> None:
@@ -87,6 +102,9 @@ class Attachment:
         self._once = transform_once and unet.config["encoder_hid_dim_type"] is None
         self._follow = follow
         self._timesteps = timesteps
+        self._stacked = stack_projections
+        self._projections = Projections(self._layers, stacked=stack_projections)
+        self._recall = Recall()
         if is_scheduled(self.stack) and timesteps is None:
             raise OptionError("a strength with a schedule needs the timesteps of the denoising")
         _check_layers(self._layers)
@@ -106,12 +124,18 @@ class Attachment:
                 self._layers[name].set_processor(processor)
         self._before = {}
         self._hook.remove()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what is remembered of texts: needed where weights change through `.data`."""
+        self._recall.forget()
 
     @contextmanager
     def at_strength(self, strength: float) -> Iterator[None]:
         """Set all strengths for a while, in evaluation mode (training ignores strength)."""
         before, training = list(self.stack), [net.training for net, _ in self.stack]
         self.stack[:] = [(net.eval(), strength) for net, _ in before]
+        self.forget()
         try:
             yield
         finally:
@@ -133,8 +157,7 @@ class Attachment:
     def _processor(self, name: str, replaced: Any) -> "HypernetworkAttention":
         """One of ours for what a layer has. Raises `ModelError` if that is not diffusers' own."""
         _check_processor(name, replaced)
-        block = name.partition("_")[0]  # down_blocks.0..., mid_block..., up_blocks...
-        return HypernetworkAttention(self.stack, choose_kernel(replaced, self._kernel), block)
+        return HypernetworkAttention(self.stack, choose_kernel(replaced, self._kernel), name)
 
     def _install(self, name: str, layer: Any) -> None:
         self._before[name] = layer.processor
@@ -168,20 +191,36 @@ class Attachment:
         handed_down = {**given, "reading": self._read(context, progress)}
         return args, {**kwargs, "cross_attention_kwargs": handed_down}
 
-    def _read(self, context: Tensor, progress: Tensor | None) -> Reading:
+    def _read(self, text: Tensor, progress: Tensor | None) -> Reading:
         """The `Reading` of a text context (B, T, D) at a progress ()."""
         stacks = resolve(self.stack, progress)
         if not self._once or any(net.has_active_dropout for net, _ in self.stack):
             return Reading(stacks, None)
-        first = stacks["down"]
-        shared = transform_context(context, first)
-        return Reading(
-            stacks,
-            {
-                block: shared if stack is first else transform_context(context, stack)
-                for block, stack in stacks.items()
-            },
-        )
+        linears = self._projections.linears(text)
+        ingredients = list_ingredients(text, stacks, linears)
+        if ingredients is None:
+            self.forget()
+            ahead = self._stacked
+        else:
+            if (remembered := self._recall.find(ingredients)) is not None:
+                return remembered
+            ahead = True
+        contexts = _transform(text, stacks)
+        projected = self._projections(contexts, linears) if ahead else {}
+        reading = Reading(stacks, contexts, projected)
+        if ingredients is not None:
+            self._recall.keep(ingredients, reading)
+        return reading
+
+
+def _transform(text: Tensor, stacks: dict[str, Stack]) -> Contexts:
+    """What each part of the UNet reads of a text (B, T, D)."""
+    first = stacks[BLOCKS[0]]
+    shared = transform_context(text, first)
+    return {
+        block: shared if stack is first else transform_context(text, stack)
+        for block, stack in stacks.items()
+    }
 
 
 def _is_like(net: torch.nn.Module, context: Tensor) -> bool:

@@ -37,6 +37,7 @@ class Denoiser(nn.Module):
         gradient_checkpointing: bool = False,
         kernel: Kernel = "sdpa",
         transform_once: bool = True,
+        stack_projections: bool = True,
         note_residuals: bool = False,
     ) -> None:
         super().__init__()
@@ -47,10 +48,14 @@ class Denoiser(nn.Module):
             # diffusers' kind is non-reentrant; the other one lets no gradient through here.
             unet.enable_gradient_checkpointing()
             unet.train()  # some blocks checkpoint in training mode only; no dropout wakes
-        self._frozen: tuple[UNet2DConditionModel, Attachment] = (
+        attachment = attach(
             unet,
-            attach(unet, [(hypernetwork, 1.0)], kernel=kernel, transform_once=transform_once),
+            [(hypernetwork, 1.0)],
+            kernel=kernel,
+            transform_once=transform_once,
+            stack_projections=stack_projections,
         )
+        self._frozen: tuple[UNet2DConditionModel, Attachment] = (unet, attachment)
 
     @property
     def unet(self) -> UNet2DConditionModel:

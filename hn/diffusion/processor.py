@@ -1,12 +1,13 @@
 """What stands in each attention layer: it reads the context through a stack of hypernetworks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hn.diffusion.kernels import Attend
+from hn.diffusion.projections import Contexts, Projected, part_of
 from hn.diffusion.strength import Choices, resolve
 from hn.network.module import Stack, transform_context
 
@@ -14,25 +15,28 @@ from hn.network.module import Stack, transform_context
 @dataclass(frozen=True)
 class Reading:
     """What the layers read in one UNet forward: through which stack in each part of the UNet, and
-    the text transformed for it (`contexts`), unless each layer is to do that itself.
+    the text transformed for it (`contexts`), unless each layer is to do that itself. Of the layers
+    in `projected`, keys and values are there, too.
     """
 
     stacks: dict[str, Stack]
-    contexts: dict[str, tuple[Tensor, Tensor]] | None
+    contexts: Contexts | None
+    projected: Projected = field(default_factory=dict)
 
 
 class HypernetworkAttention:
     """An attention processor that reads the context through a stack of hypernetworks.
 
-    `block` is the part of the UNet the layer is in: down, mid or up. diffusers passes on only the
-    keyword arguments that `__call__` names, hence `reading`; without one (a layer that is called
-    alone) it is that of the stack at the end of denoising.
+    `name` is that of the layer in the UNet. diffusers passes on only the keyword arguments that
+    `__call__` names, hence `reading`; without one (a layer that is called alone) it is that of the
+    stack at the end of denoising.
     """
 
-    def __init__(self, stack: Choices, attend: Attend, block: str) -> None:
+    def __init__(self, stack: Choices, attend: Attend, name: str) -> None:
         self.stack = stack
         self.attend = attend
-        self.block = block
+        self.name = name
+        self.block = part_of(name)
 
     def __call__(
         self,
@@ -44,14 +48,23 @@ class HypernetworkAttention:
         reading: Reading | None = None,
     ) -> Tensor:
         """Attention of `hidden_states` (B, N, C) to a context (B, T, D), or to themselves."""
-        context_k, context_v = self._contexts(hidden_states, encoder_hidden_states, reading)
+        keys, values = self._keys_and_values(attn, hidden_states, encoder_hidden_states, reading)
         query = _split_heads(attn.to_q(hidden_states), attn.heads)  # (B, H, N, C/H)
-        key = _split_heads(attn.to_k(context_k), attn.heads)  # (B, H, T, C/H)
-        value = _split_heads(attn.to_v(context_v), attn.heads)
+        key = _split_heads(keys, attn.heads)  # (B, H, T, C/H)
+        value = _split_heads(values, attn.heads)
         mask = _mask_for_heads(attn, attention_mask, key)
         attended = self.attend(attn, query, key, value, mask)
         merged = attended.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, C)
         return attn.to_out[1](attn.to_out[0](merged))
+
+    def _keys_and_values(
+        self, attn: Any, hidden_states: Tensor, text: Tensor | None, reading: Reading | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, T, C), as they are handed down or computed here."""
+        if text is not None and reading is not None and self.name in reading.projected:
+            return reading.projected[self.name]
+        context_k, context_v = self._contexts(hidden_states, text, reading)
+        return attn.to_k(context_k), attn.to_v(context_v)
 
     def _contexts(
         self, hidden_states: Tensor, text: Tensor | None, reading: Reading | None
