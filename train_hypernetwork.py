@@ -48,7 +48,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     batches = build.build_batches(config, accelerator, datasets, base, contexts, cache)
 
     plain = build.build_denoiser(config, base, hypernetwork)
-    optimizer = build.build_optimizer(config, hypernetwork, start, rates.rate(0))
+    optimizer = build.build_optimizer(config, accelerator, hypernetwork, start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
     guard = build.build_guard(config, accelerator, hypernetwork, clip_bounds)

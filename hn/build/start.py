@@ -77,10 +77,11 @@ def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hyperne
 
 
 def build_optimizer(
-    config: Config, hypernetwork: Hypernetwork, start: Start, rate: float
+    config: Config, accelerator: Accelerator, hypernetwork: Hypernetwork, start: Start, rate: float
 ) -> torch.optim.Optimizer:
     """The optimizer, with the adopted state if there is one."""
-    optimizer = optimizers.build_optimizer(hypernetwork, config.optimizer, rate)
+    scaled = accelerator.scaler is not None
+    optimizer = optimizers.build_optimizer(hypernetwork, config.optimizer, rate, scaled=scaled)
     if start.optimizer is not None:
         adoption.adopt(optimizer, start.optimizer)
     return optimizer

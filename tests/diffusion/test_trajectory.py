@@ -128,9 +128,9 @@ def replay(
     settings, net, losses = run.settings, run.start.hypernetwork.train(), []
     rates, bounds = build.build_schedules(run.config)
     plain = Denoiser(unet, net, stack_projections=stack_projections)
-    optimizer = build.build_optimizer(run.config, net, run.start, rates.rate(0))
     accumulation = settings["gradient_accumulation"]
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    optimizer = build.build_optimizer(run.config, accelerator, net, run.start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     guard = Guard(accelerator, net, run.config.optimizer.clip_grad_mode, bounds)
     scale = SCALE if settings["grad_scaler_active"] else 1
