@@ -16,6 +16,7 @@ context would recompute another graph.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,8 +26,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from hn.diffusion.kernels import REPLACEABLE, Kernel, choose_kernel
-from hn.diffusion.processor import HypernetworkAttention, Reading
-from hn.diffusion.projections import Contexts, Projections
+from hn.diffusion.processor import DirectAttention, HypernetworkAttention, Reading
+from hn.diffusion.projections import Linears, Projections
 from hn.diffusion.recall import Recall, list_ingredients
 from hn.diffusion.strength import (
     BLOCKS,
@@ -37,7 +38,6 @@ from hn.diffusion.strength import (
     resolve,
 )
 from hn.errors import ModelError, OptionError
-from hn.network.module import Stack, transform_context
 
 _uncompiled: Any = torch.compiler.disable  # its annotations know no functions
 _UNKNOWN_EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
@@ -105,6 +105,7 @@ class Attachment:
         self._stacked = stack_projections
         self._projections = Projections(self._layers, stacked=stack_projections)
         self._recall = Recall()
+        self._precision: torch.dtype | None = None
         if is_scheduled(self.stack) and timesteps is None:
             raise OptionError("a strength with a schedule needs the timesteps of the denoising")
         _check_layers(self._layers)
@@ -115,6 +116,8 @@ class Attachment:
         }
         for name, layer in self._layers.items():
             self._install(name, layer)
+            if type(layer) is Attention:
+                layer.__class__ = DirectAttention
         self._hook = unet.register_forward_pre_hook(self._prepare, with_kwargs=True)
 
     def detach(self) -> None:
@@ -122,6 +125,9 @@ class Attachment:
         for name, processor in self._before.items():
             if self._layers[name].processor is self._ours[name]:
                 self._layers[name].set_processor(processor)
+        for layer in self._layers.values():
+            if type(layer) is DirectAttention:
+                layer.__class__ = Attention
         self._before = {}
         self._hook.remove()
         self.forget()
@@ -129,6 +135,20 @@ class Attachment:
     def forget(self) -> None:
         """Let go of what is remembered of texts: needed where weights change through `.data`."""
         self._recall.forget()
+
+    @contextmanager
+    def computing_in(self, precision: torch.dtype) -> Iterator[None]:
+        """Let hypernetworks of float32 compute by autocast in this precision, and the UNet not.
+
+        Autocast has norms in float32, which a UNet of half precision need not have: on CUDA that
+        would more than double what is moved and kept of them. The weights are cast once for as long
+        as the caller's autocast lasts, which is one forward.
+        """
+        self._precision = precision
+        try:
+            yield
+        finally:
+            self._precision = None
 
     @contextmanager
     def at_strength(self, strength: float) -> Iterator[None]:
@@ -193,34 +213,30 @@ class Attachment:
 
     def _read(self, text: Tensor, progress: Tensor | None) -> Reading:
         """The `Reading` of a text context (B, T, D) at a progress ()."""
-        stacks = resolve(self.stack, progress)
+        bare = Reading(resolve(self.stack, progress), None, precision=self._precision)
         if not self._once or any(net.has_active_dropout for net, _ in self.stack):
-            return Reading(stacks, None)
+            return bare
         linears = self._projections.linears(text)
-        ingredients = list_ingredients(text, stacks, linears)
+        ingredients = list_ingredients(text, bare, linears)
         if ingredients is None:
             self.forget()
-            ahead = self._stacked
-        else:
-            if (remembered := self._recall.find(ingredients)) is not None:
-                return remembered
-            ahead = True
-        contexts = _transform(text, stacks)
-        projected = self._projections(contexts, linears) if ahead else {}
-        reading = Reading(stacks, contexts, projected)
-        if ingredients is not None:
-            self._recall.keep(ingredients, reading)
+            return self._read_ahead(text, bare, linears if self._stacked else {})
+        remembered = self._recall.find(ingredients)
+        if remembered is not None:
+            return remembered
+        reading = self._read_ahead(text, bare, linears)
+        self._recall.keep(ingredients, reading)
         return reading
 
-
-def _transform(text: Tensor, stacks: dict[str, Stack]) -> Contexts:
-    """What each part of the UNet reads of a text (B, T, D)."""
-    first = stacks[BLOCKS[0]]
-    shared = transform_context(text, first)
-    return {
-        block: shared if stack is first else transform_context(text, stack)
-        for block, stack in stacks.items()
-    }
+    def _read_ahead(self, text: Tensor, bare: Reading, linears: Linears) -> Reading:
+        """The reading with the text transformed, and with keys and values of these layers."""
+        first = bare.stacks[BLOCKS[0]]
+        shared = bare.transform(text, BLOCKS[0])
+        contexts = {
+            part: shared if stack is first else bare.transform(text, part)
+            for part, stack in bare.stacks.items()
+        }
+        return replace(bare, contexts=contexts, projected=self._projections(contexts, linears))
 
 
 def _is_like(net: torch.nn.Module, context: Tensor) -> bool:

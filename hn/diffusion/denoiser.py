@@ -6,6 +6,7 @@ would not be averaged between processes, without an error.
 
 from dataclasses import dataclass
 
+import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -83,7 +84,11 @@ class Denoiser(nn.Module):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """The prediction (B, C, h, w) alone, for what is not trained by it."""
-        return predict(self.unet, noisy, timesteps, condition)
+        kind, dtype = noisy.device.type, self.unet.dtype
+        if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) != dtype:
+            return predict(self.unet, noisy, timesteps, condition)
+        with self.attachment.computing_in(dtype), torch.autocast(kind, enabled=False):
+            return predict(self.unet, noisy, timesteps, condition)
 
 
 def predict(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from hn.diffusion.kernels import Attend
@@ -16,12 +17,21 @@ from hn.network.module import Stack, transform_context
 class Reading:
     """What the layers read in one UNet forward: through which stack in each part of the UNet, and
     the text transformed for it (`contexts`), unless each layer is to do that itself. Of the layers
-    in `projected`, keys and values are there, too.
+    in `projected`, keys and values are there, too. Where the UNet computes without autocast, the
+    hypernetworks have it in this `precision`.
     """
 
     stacks: dict[str, Stack]
     contexts: Contexts | None
     projected: Projected = field(default_factory=dict)
+    precision: torch.dtype | None = None
+
+    def transform(self, context: Tensor, part: str) -> tuple[Tensor, Tensor]:
+        """What `to_k` and `to_v` of a part of the UNet read instead of a context (B, T, D)."""
+        if self.precision is None:
+            return transform_context(context, self.stacks[part])
+        with torch.autocast(context.device.type, self.precision):
+            return transform_context(context, self.stacks[part])
 
 
 class HypernetworkAttention:
@@ -76,7 +86,34 @@ class HypernetworkAttention:
         if text is not None and reading.contexts is not None:
             return reading.contexts[self.block]
         context = hidden_states if text is None else text
-        return transform_context(context, reading.stacks[self.block])
+        return reading.transform(context, self.block)
+
+
+class DirectAttention(Attention):
+    """Diffusers' attention layer without its look at the signature of our processor in every call
+    (15 us, in each of 32 layers). What is attached makes a layer one of these, and back.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **cross_attention_kwargs: Any,
+    ) -> Tensor:
+        """As `Attention.forward`, which still says what it ignores."""
+        known = cross_attention_kwargs.keys() <= {"reading"}
+        if not known or not isinstance(self.processor, HypernetworkAttention):
+            return super().forward(
+                hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs
+            )
+        return self.processor(
+            self,
+            hidden_states,
+            encoder_hidden_states,
+            attention_mask,
+            reading=cross_attention_kwargs.get("reading"),
+        )
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

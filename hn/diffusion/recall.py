@@ -20,7 +20,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from hn.diffusion.processor import Reading
 from hn.diffusion.projections import Linears
 from hn.diffusion.strength import BLOCKS
-from hn.network.module import Stack
 
 KEPT = 2  # texts: samplers that guide in two calls show two in turn
 
@@ -78,9 +77,7 @@ def _watch_optimizers(recall: Recall) -> Any:
     return weakref.finalize(recall, register_optimizer_step_post_hook(forget).remove)
 
 
-def list_ingredients(
-    text: Tensor, stacks: dict[str, Stack], linears: Linears
-) -> Ingredients | None:
+def list_ingredients(text: Tensor, bare: Reading, linears: Linears) -> Ingredients | None:
     """What a reading of the text (B, T, D) is made of; None if it must not be kept.
 
     That is where gradients are wanted, where a strength is a tensor (it changes), where a hook
@@ -88,6 +85,7 @@ def list_ingredients(
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
+    stacks = bare.stacks
     nets = [net for net, _ in stacks[BLOCKS[0]]]
     dim = text.shape[-1]
     read = [net.module(dim, side) for net in nets if dim in net.dims for side in "kv"]
@@ -105,7 +103,8 @@ def list_ingredients(
     if not all(_has_version(tensor) for tensor in tensors):
         return None
     things = [*nets, *modules, *(linear for pair in linears.values() for linear in pair), *weights]
-    return Ingredients(text, things, [len(things), strengths, *_traces(text, tensors)])
+    numbers = [len(things), strengths, bare.precision, *_traces(text, tensors)]
+    return Ingredients(text, things, numbers)
 
 
 def _is_watched(module: nn.Module) -> bool:

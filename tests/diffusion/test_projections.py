@@ -8,8 +8,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hn
-from hn.diffusion.denoiser import Condition, Denoiser
-from tests.diffusion.test_attention import cross_layers, gradients, make_inputs, make_net
+from hn.diffusion.denoiser import Condition, Denoiser, predict
+from tests.diffusion.test_attention import (
+    assert_same_gradients,
+    cross_layers,
+    gradients,
+    make_inputs,
+    make_net,
+)
 from tests.tiny import CONTEXT_DIM, make_unet
 
 
@@ -154,3 +160,35 @@ def test_it_works_in_bfloat16_with_float32_weights():
     exact = joined(gradients(make_own(), make_net())[2])
     error = {stacked: (it - exact).norm() / exact.norm() for stacked, it in found.items()}
     assert max(error.values()) < 3e-2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_unet_of_half_precision_has_no_autocast_and_its_hypernetwork_has(checkpointing):
+    """On a CPU autocast leaves norms alone, so nothing changes there, to the bit."""
+    unet, seen = make_own(torch.bfloat16), []
+    settings = {"gradient_checkpointing": checkpointing}
+    with torch.autocast("cpu", torch.bfloat16):
+        without = gradients(unet, make_net(), **settings)
+        unet.conv_norm_out.register_forward_hook(
+            lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+        )
+        net = make_net()
+        watched = net.module(CONTEXT_DIM, "k")
+        watched.register_forward_hook(
+            lambda module, args, out: seen.append(module.linear(args[0]).dtype)
+        )
+        gradients(unet, net, **settings)
+        unet.conv_norm_out._forward_hooks.clear()
+        around, out = autocast_gradients(unet, make_net())
+    assert seen == [torch.bfloat16, False]
+    assert torch.equal(without[0], out)
+    assert_same_gradients(without[2], around)
+
+
+def autocast_gradients(unet, net):
+    """Gradients and output with autocast around everything."""
+    noisy, timesteps, context = make_inputs(unet.dtype)
+    with hn.attach(unet, [(net.train(), 1.0)], kernel="sdpa", stack_projections=True):
+        out = predict(unet, noisy, timesteps, Condition(context))
+    (out - make_inputs()[0]).square().mean().backward()
+    return {name: p.grad for name, p in net.named_parameters()}, out.detach()
