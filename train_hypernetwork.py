@@ -59,7 +59,7 @@ def train(
 
     rates, publisher = ready.rates, ready.publisher
     plain = build.build_denoiser(config, base, hypernetwork)
-    optimizer = build.build_optimizer(config, hypernetwork, ready.start, rates.rate(0))
+    optimizer = build.build_optimizer(config, accelerator, hypernetwork, ready.start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
     guard = build.build_guard(

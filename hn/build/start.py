@@ -103,10 +103,11 @@ def _check_dims(dims: tuple[int, ...], known: tuple[int, ...], name: str) -> Non
 
 
 def build_optimizer(
-    config: Config, hypernetwork: Hypernetwork, start: Start, rate: float
+    config: Config, accelerator: Accelerator, hypernetwork: Hypernetwork, start: Start, rate: float
 ) -> torch.optim.Optimizer:
     """The optimizer, with the adopted state if there is one."""
-    optimizer = optimizers.build_optimizer(hypernetwork, config.optimizer, rate)
+    scaled = accelerator.scaler is not None
+    optimizer = optimizers.build_optimizer(hypernetwork, config.optimizer, rate, scaled=scaled)
     if start.optimizer is not None:
         adoption.adopt(optimizer, start.optimizer)
     return optimizer

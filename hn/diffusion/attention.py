@@ -8,13 +8,15 @@ text context is the same for all layers, so it is transformed once per UNet forw
 part of the UNet if their strengths differ), in a hook, and handed down through
 `cross_attention_kwargs`; self-attention contexts differ and are transformed in their layer. With
 dropout active the text is transformed in each layer too, since there each layer draws its own.
-Nothing is remembered between forwards: a gradient-checkpointed block that finds a remembered
+Where no gradient is wanted, what was made of a text is remembered for the next forward
+(`recall.py`). While training nothing is: a gradient-checkpointed block that finds a remembered
 context would recompute another graph.
 """
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,10 +26,18 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from hn.diffusion.kernels import REPLACEABLE, Kernel, choose_kernel
-from hn.diffusion.processor import HypernetworkAttention, Reading
-from hn.diffusion.strength import Choices, Timesteps, is_scheduled, measure_progress, resolve
+from hn.diffusion.processor import DirectAttention, HypernetworkAttention, Reading
+from hn.diffusion.projections import Linears, Projections
+from hn.diffusion.recall import Recall, list_ingredients
+from hn.diffusion.strength import (
+    BLOCKS,
+    Choices,
+    Timesteps,
+    is_scheduled,
+    measure_progress,
+    resolve,
+)
 from hn.errors import ModelError, OptionError
-from hn.network.module import transform_context
 
 _uncompiled: Any = torch.compiler.disable  # its annotations know no functions
 _UNKNOWN_EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
@@ -39,6 +49,7 @@ def attach(
     *,
     kernel: Kernel | None = None,
     transform_once: bool = True,
+    stack_projections: bool = False,
     follow: bool = False,
     timesteps: Timesteps | None = None,
 ) -> "Attachment":
@@ -46,9 +57,11 @@ def attach(
 
     A layer whose width no hypernetwork has keeps its context, as in the web UI; a width that no
     layer has is warned about. Without a `kernel`, each layer keeps the one it has.
-    `transform_once=False` transforms the text in every layer, for comparison. `follow` moves the
-    hypernetworks to wherever the UNet computes, in its precision. A strength that changes while
-    denoising needs the `timesteps`, such as `lambda: pipeline.scheduler.timesteps`.
+    `transform_once=False` transforms the text in every layer, for comparison. `stack_projections`
+    computes keys and values of the text by few large products, for training; the UNet's weights
+    become views of their matrices. `follow` moves the hypernetworks to wherever the UNet computes,
+    in its precision. A strength that changes while denoising needs the `timesteps`, such as
+    `lambda: pipeline.scheduler.timesteps`.
 
     Raises `ModelError` if nothing fits the UNet or something is attached already, `OptionError` if
     xformers is asked for and missing, or `timesteps` are.
@@ -58,6 +71,7 @@ def attach(
         stack,
         kernel=kernel,
         transform_once=transform_once,
+        stack_projections=stack_projections,
         follow=follow,
         timesteps=timesteps,
     )
@@ -78,6 +92,7 @@ class Attachment:
         *,
         kernel: Kernel | None = None,
         transform_once: bool = True,
+        stack_projections: bool = False,
         follow: bool = False,
         timesteps: Timesteps | None = None,
     ) -> None:
@@ -87,6 +102,10 @@ class Attachment:
         self._once = transform_once and unet.config["encoder_hid_dim_type"] is None
         self._follow = follow
         self._timesteps = timesteps
+        self._stacked = stack_projections
+        self._projections = Projections(self._layers, stacked=stack_projections)
+        self._recall = Recall()
+        self._precision: torch.dtype | None = None
         if is_scheduled(self.stack) and timesteps is None:
             raise OptionError("a strength with a schedule needs the timesteps of the denoising")
         check_layers(self._layers)
@@ -97,6 +116,8 @@ class Attachment:
         }
         for name, layer in self._layers.items():
             self._install(name, layer)
+            if type(layer) is Attention:
+                layer.__class__ = DirectAttention
         self._hook = unet.register_forward_pre_hook(self._prepare, with_kwargs=True)
 
     def detach(self) -> None:
@@ -104,14 +125,37 @@ class Attachment:
         for name, processor in self._before.items():
             if self._layers[name].processor is self._ours[name]:
                 self._layers[name].set_processor(processor)
+        for layer in self._layers.values():
+            if type(layer) is DirectAttention:
+                layer.__class__ = Attention
         self._before = {}
         self._hook.remove()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what is remembered of texts: needed where weights change through `.data`."""
+        self._recall.forget()
+
+    @contextmanager
+    def computing_in(self, precision: torch.dtype) -> Iterator[None]:
+        """Let hypernetworks of float32 compute by autocast in this precision, and the UNet not.
+
+        Autocast has norms in float32, which a UNet of half precision need not have: on CUDA that
+        would more than double what is moved and kept of them. The weights are cast once for as long
+        as the caller's autocast lasts, which is one forward.
+        """
+        self._precision = precision
+        try:
+            yield
+        finally:
+            self._precision = None
 
     @contextmanager
     def at_strength(self, strength: float) -> Iterator[None]:
         """Set all strengths for a while, in evaluation mode (training ignores strength)."""
         before, training = list(self.stack), [net.training for net, _ in self.stack]
         self.stack[:] = [(net.eval(), strength) for net, _ in before]
+        self.forget()
         try:
             yield
         finally:
@@ -133,8 +177,7 @@ class Attachment:
     def _processor(self, name: str, replaced: Any) -> "HypernetworkAttention":
         """One of ours for what a layer has. Raises `ModelError` if that is not diffusers' own."""
         _check_processor(name, replaced)
-        block = name.partition("_")[0]  # down_blocks.0..., mid_block..., up_blocks...
-        return HypernetworkAttention(self.stack, choose_kernel(replaced, self._kernel), block)
+        return HypernetworkAttention(self.stack, choose_kernel(replaced, self._kernel), name)
 
     def _install(self, name: str, layer: Any) -> None:
         self._before[name] = layer.processor
@@ -168,20 +211,32 @@ class Attachment:
         handed_down = {**given, "reading": self._read(context, progress)}
         return args, {**kwargs, "cross_attention_kwargs": handed_down}
 
-    def _read(self, context: Tensor, progress: Tensor | None) -> Reading:
+    def _read(self, text: Tensor, progress: Tensor | None) -> Reading:
         """The `Reading` of a text context (B, T, D) at a progress ()."""
-        stacks = resolve(self.stack, progress)
+        bare = Reading(resolve(self.stack, progress), None, precision=self._precision)
         if not self._once or any(net.has_active_dropout for net, _ in self.stack):
-            return Reading(stacks, None)
-        first = stacks["down"]
-        shared = transform_context(context, first)
-        return Reading(
-            stacks,
-            {
-                block: shared if stack is first else transform_context(context, stack)
-                for block, stack in stacks.items()
-            },
-        )
+            return bare
+        linears = self._projections.linears(text)
+        ingredients = list_ingredients(text, bare, linears)
+        if ingredients is None:
+            self.forget()
+            return self._read_ahead(text, bare, linears if self._stacked else {})
+        remembered = self._recall.find(ingredients)
+        if remembered is not None:
+            return remembered
+        reading = self._read_ahead(text, bare, linears)
+        self._recall.keep(ingredients, reading)
+        return reading
+
+    def _read_ahead(self, text: Tensor, bare: Reading, linears: Linears) -> Reading:
+        """The reading with the text transformed, and with keys and values of these layers."""
+        first = bare.stacks[BLOCKS[0]]
+        shared = bare.transform(text, BLOCKS[0])
+        contexts = {
+            part: shared if stack is first else bare.transform(text, part)
+            for part, stack in bare.stacks.items()
+        }
+        return replace(bare, contexts=contexts, projected=self._projections(contexts, linears))
 
 
 def _is_like(net: torch.nn.Module, context: Tensor) -> bool:

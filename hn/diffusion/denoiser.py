@@ -6,6 +6,7 @@ would not be averaged between processes, without an error.
 
 from dataclasses import dataclass
 
+import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ class Denoiser(nn.Module):
         gradient_checkpointing: bool = False,
         kernel: Kernel = "sdpa",
         transform_once: bool = True,
+        stack_projections: bool = True,
         note_residuals: bool = False,
     ) -> None:
         super().__init__()
@@ -47,10 +49,14 @@ class Denoiser(nn.Module):
             # diffusers' kind is non-reentrant; the other one lets no gradient through here.
             unet.enable_gradient_checkpointing()
             unet.train()  # some blocks checkpoint in training mode only; no dropout wakes
-        self._frozen: tuple[UNet2DConditionModel, Attachment] = (
+        attachment = attach(
             unet,
-            attach(unet, [(hypernetwork, 1.0)], kernel=kernel, transform_once=transform_once),
+            [(hypernetwork, 1.0)],
+            kernel=kernel,
+            transform_once=transform_once,
+            stack_projections=stack_projections,
         )
+        self._frozen: tuple[UNet2DConditionModel, Attachment] = (unet, attachment)
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -78,7 +84,11 @@ class Denoiser(nn.Module):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """The prediction (B, C, h, w) alone, for what is not trained by it."""
-        return predict(self.unet, noisy, timesteps, condition)
+        kind, dtype = noisy.device.type, self.unet.dtype
+        if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) != dtype:
+            return predict(self.unet, noisy, timesteps, condition)
+        with self.attachment.computing_in(dtype), torch.autocast(kind, enabled=False):
+            return predict(self.unet, noisy, timesteps, condition)
 
 
 def predict(

@@ -1,12 +1,14 @@
 """What stands in each attention layer: it reads the context through a stack of hypernetworks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from hn.diffusion.kernels import Attend
+from hn.diffusion.projections import Contexts, Projected, part_of
 from hn.diffusion.strength import Choices, resolve
 from hn.network.module import Stack, transform_context
 
@@ -14,25 +16,37 @@ from hn.network.module import Stack, transform_context
 @dataclass(frozen=True)
 class Reading:
     """What the layers read in one UNet forward: through which stack in each part of the UNet, and
-    the text transformed for it (`contexts`), unless each layer is to do that itself.
+    the text transformed for it (`contexts`), unless each layer is to do that itself. Of the layers
+    in `projected`, keys and values are there, too. Where the UNet computes without autocast, the
+    hypernetworks have it in this `precision`.
     """
 
     stacks: dict[str, Stack]
-    contexts: dict[str, tuple[Tensor, Tensor]] | None
+    contexts: Contexts | None
+    projected: Projected = field(default_factory=dict)
+    precision: torch.dtype | None = None
+
+    def transform(self, context: Tensor, part: str) -> tuple[Tensor, Tensor]:
+        """What `to_k` and `to_v` of a part of the UNet read instead of a context (B, T, D)."""
+        if self.precision is None:
+            return transform_context(context, self.stacks[part])
+        with torch.autocast(context.device.type, self.precision):
+            return transform_context(context, self.stacks[part])
 
 
 class HypernetworkAttention:
     """An attention processor that reads the context through a stack of hypernetworks.
 
-    `block` is the part of the UNet the layer is in: down, mid or up. diffusers passes on only the
-    keyword arguments that `__call__` names, hence `reading`; without one (a layer that is called
-    alone) it is that of the stack at the end of denoising.
+    `name` is that of the layer in the UNet. diffusers passes on only the keyword arguments that
+    `__call__` names, hence `reading`; without one (a layer that is called alone) it is that of the
+    stack at the end of denoising.
     """
 
-    def __init__(self, stack: Choices, attend: Attend, block: str) -> None:
+    def __init__(self, stack: Choices, attend: Attend, name: str) -> None:
         self.stack = stack
         self.attend = attend
-        self.block = block
+        self.name = name
+        self.block = part_of(name)
 
     def __call__(
         self,
@@ -44,14 +58,23 @@ class HypernetworkAttention:
         reading: Reading | None = None,
     ) -> Tensor:
         """Attention of `hidden_states` (B, N, C) to a context (B, T, D), or to themselves."""
-        context_k, context_v = self._contexts(hidden_states, encoder_hidden_states, reading)
+        keys, values = self._keys_and_values(attn, hidden_states, encoder_hidden_states, reading)
         query = _split_heads(attn.to_q(hidden_states), attn.heads)  # (B, H, N, C/H)
-        key = _split_heads(attn.to_k(context_k), attn.heads)  # (B, H, T, C/H)
-        value = _split_heads(attn.to_v(context_v), attn.heads)
+        key = _split_heads(keys, attn.heads)  # (B, H, T, C/H)
+        value = _split_heads(values, attn.heads)
         mask = _mask_for_heads(attn, attention_mask, key)
         attended = self.attend(attn, query, key, value, mask)
         merged = attended.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, C)
         return attn.to_out[1](attn.to_out[0](merged))
+
+    def _keys_and_values(
+        self, attn: Any, hidden_states: Tensor, text: Tensor | None, reading: Reading | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, T, C), as they are handed down or computed here."""
+        if text is not None and reading is not None and self.name in reading.projected:
+            return reading.projected[self.name]
+        context_k, context_v = self._contexts(hidden_states, text, reading)
+        return attn.to_k(context_k), attn.to_v(context_v)
 
     def _contexts(
         self, hidden_states: Tensor, text: Tensor | None, reading: Reading | None
@@ -63,7 +86,34 @@ class HypernetworkAttention:
         if text is not None and reading.contexts is not None:
             return reading.contexts[self.block]
         context = hidden_states if text is None else text
-        return transform_context(context, reading.stacks[self.block])
+        return reading.transform(context, self.block)
+
+
+class DirectAttention(Attention):
+    """Diffusers' attention layer without its look at the signature of our processor in every call
+    (15 us, in each of 32 layers). What is attached makes a layer one of these, and back.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **cross_attention_kwargs: Any,
+    ) -> Tensor:
+        """As `Attention.forward`, which still says what it ignores."""
+        known = cross_attention_kwargs.keys() <= {"reading"}
+        if not known or not isinstance(self.processor, HypernetworkAttention):
+            return super().forward(
+                hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs
+            )
+        return self.processor(
+            self,
+            hidden_states,
+            encoder_hidden_states,
+            attention_mask,
+            reading=cross_attention_kwargs.get("reading"),
+        )
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

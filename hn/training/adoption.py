@@ -14,6 +14,7 @@ from torch import Tensor
 from hn.errors import ModelError, OptionError, shown
 from hn.network import sidecar
 from hn.network.sidecar import Sidecar
+from hn.training.optimizers import KERNEL
 
 _CHOICES = (
     "adopt_optimizer = always takes it all the same (right for intermediate files of the web UI, "
@@ -83,7 +84,7 @@ def adopt(optimizer: torch.optim.Optimizer, found: Sidecar) -> None:
 def _say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Name the settings that the state was made with, where others hold now."""
     names = [name for name, value in now.items() if name in before and before[name] != value]
-    names = [name for name in names if name not in ("params", "lr", "initial_lr")]
+    names = [name for name in names if name not in ("params", "lr", "initial_lr", KERNEL)]
     if names:
         made, goes_on = (
             ", ".join(f"{name} {shown(values[name])}" for name in names) for values in (before, now)

@@ -16,27 +16,45 @@ from hn.training.schedule import parse
 
 RATE_FACTOR = "rate_factor"  # in a group of an optimizer: what the rate of a step is multiplied by
 LEAST_FACTOR = 0.1  # a learning_rate below is meant for an optimizer that does not find its rate
+KERNEL = "fused"  # in a group of torch's optimizers: how it computes, nothing that it learnt
+_KERNELS = {KERNEL, "foreach", "capturable", "differentiable"}  # who gives one of them has chosen
 EXTRA = ("prodigyopt", "schedulefree", "lion_pytorch")  # packages of the extra `optimizers`
 
 
 def build_optimizer(
-    hypernetwork: Hypernetwork, config: OptimizerConfig, rate: float
+    hypernetwork: Hypernetwork, config: OptimizerConfig, rate: float, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
-    """Make the optimizer. Raises `OptionError` for an unknown class, argument or width."""
+    """Make the optimizer. Raises `OptionError` for an unknown class, argument or width.
+
+    Where the loss is `scaled` (float16), the scaler skips steps and says so; of a fused kernel it
+    could not tell.
+    """
     factors = parse_width_rates(config.width_learning_rates)
-    return optimizer_of(_groups(hypernetwork, factors), config, rate)
+    return optimizer_of(_groups(hypernetwork, factors), config, rate, fused=not scaled)
 
 
-def optimizer_of(parameters: Any, config: OptimizerConfig, rate: float) -> torch.optim.Optimizer:
-    """The optimizer of any parameters or groups. Raises `OptionError`, as above."""
+def optimizer_of(
+    parameters: Any, config: OptimizerConfig, rate: float, *, fused: bool = True
+) -> torch.optim.Optimizer:
+    """The optimizer of any parameters or groups, by one kernel for all tensors where torch has it.
+
+    Raises `OptionError`, as above.
+    """
     cls: Any = _eight_bit_adam() if config.use_8bit_adam else find_class(config.optimizer)
     arguments = parse_arguments(config.optimizer_args)
+    if fused and _has_fused_kernel(cls) and arguments.keys().isdisjoint(_KERNELS):
+        arguments[KERNEL] = True
     try:
         return cls(parameters, lr=rate, **arguments)
     except (TypeError, ValueError) as error:
         raise OptionError(
             f"optimizer {cls.__name__} refuses its settings {arguments}: {error}"
         ) from error
+
+
+def _has_fused_kernel(cls: type[torch.optim.Optimizer]) -> bool:
+    """Whether torch has one on every device; Adagrad's is for CPUs only."""
+    return cls in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
 def find_class(name: str) -> type[torch.optim.Optimizer]:
@@ -89,12 +107,14 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
 
 
 def as_one_group(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's `state_dict()` as that of one group with the rate of factor 1.
+    """An optimizer's `state_dict()` as that of one group with the rate of factor 1, for any kernel.
 
     Groups are made of widths in the order of the parameters, so their numbers stay.
     """
     first, *others = state["param_groups"]
     merged = {name: value for name, value in first.items() if name != RATE_FACTOR}
+    if KERNEL in merged:
+        merged[KERNEL] = None
     merged["lr"] = first["lr"] / first.get(RATE_FACTOR, 1.0)
     merged["params"] = [number for group in (first, *others) for number in group["params"]]
     return {**state, "param_groups": [merged]}

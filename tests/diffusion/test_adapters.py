@@ -334,6 +334,17 @@ def record_strengths(pipe, net, monkeypatch):
     return seen
 
 
+def test_a_pipeline_rewrites_its_text_once_for_all_steps(pipe, files, monkeypatch):
+    hn.load_hypernetwork(pipe, files / "one.pt", strength=0.7)
+    expected = draw(pipe)
+    seen = record_strengths(pipe, pipe.unet.hypernetworks.loaded["one"], monkeypatch)
+    draw(pipe, num_inference_steps=5)
+    assert seen == [0.7]
+    draw(pipe, "a blue heart", num_inference_steps=5)
+    assert seen == [0.7] * 2
+    assert is_same(draw(pipe), expected)
+
+
 SCHEDULERS = {"Euler": (EulerDiscreteScheduler, 1), "Heun": (HeunDiscreteScheduler, 2)}
 
 

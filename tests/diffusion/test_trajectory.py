@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 ALPHAS = golden.read_tensors("trajectory/common.safetensors")
 SCALE = 65536  # the web UI clips gradients that are still scaled
 # golden/README.md's figures: losses, and final weights but for the biases it tells apart. They hold
-# for attention that sums as the web UI's does, which is torch's plain kernel.
+# for attention that sums as the web UI's does: torch's plain kernel, and products in each layer.
 LOSS_TOLERANCE = 5e-7
 LOSS_TOLERANCES = {
     "clip-norm-small": 1e-6,  # the web UI's are 5.7e-7 from those in double precision
@@ -116,7 +116,9 @@ def unscale(net: hn.Hypernetwork, scale: int) -> None:
         parameter.grad /= scale
 
 
-def replay(run: Run, unet: UNet2DConditionModel) -> tuple[list[float], hn.Hypernetwork]:
+def replay(
+    run: Run, unet: UNet2DConditionModel, *, stack_projections: bool = False
+) -> tuple[list[float], hn.Hypernetwork]:
     """Losses of all micro-batches and the trained hypernetwork, by the script's loop.
 
     Two of the web UI's faults are replayed here, not in the product: clipping while gradients are
@@ -125,10 +127,10 @@ def replay(run: Run, unet: UNet2DConditionModel) -> tuple[list[float], hn.Hypern
     """
     settings, net, losses = run.settings, run.start.hypernetwork.train(), []
     rates, bounds = build.build_schedules(run.config)
-    plain = Denoiser(unet, net)
-    optimizer = build.build_optimizer(run.config, net, run.start, rates.rate(0))
+    plain = Denoiser(unet, net, stack_projections=stack_projections)
     accumulation = settings["gradient_accumulation"]
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    optimizer = build.build_optimizer(run.config, accelerator, net, run.start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     guard = Guard(accelerator, net, run.config.optimizer.clip_grad_mode, bounds)
     scale = SCALE if settings["grad_scaler_active"] else 1
@@ -207,9 +209,9 @@ def test_rate_and_bound_of_every_step_and_the_last_step_are_the_web_uis(name):
 
 
 @pytest.mark.parametrize("name", ["sgd", "plain"])
-def test_the_fast_kernel_changes_rounding_only(name, unet):
+def test_the_fast_kernel_and_large_products_change_rounding_only(name, unet):
     run = read_run(name)
-    losses, net = replay(run, unet)
+    losses, net = replay(run, unet, stack_projections=True)
     tolerance = FAST_KERNEL * LOSS_TOLERANCE
     assert losses == pytest.approx(run.settings["micro_losses"], abs=tolerance)
     assert far_off(name, net, slack=FAST_KERNEL) == {}
