@@ -54,6 +54,7 @@ def export(args: argparse.Namespace) -> None:
     from hn.build.substitutes import build_workbench
     from hn.diffusion.surgery import lora, lora_file
     from hn.network.surgery.affine import is_linear
+    from hn.network.surgery.regression import Moments
     from hn.network.surgery.stacks import read_stack
 
     stack = read_stack(args.hypernetworks, args.strengths)
@@ -62,7 +63,7 @@ def export(args: argparse.Namespace) -> None:
     if args.fit == "matrices" or (args.fit is None and linear):
         found = lora.of_matrices(bench.base.unet, stack, args.rank)
     else:
-        seen = bench.sitting.probe(stack)
+        seen = bench.sitting.probe(stack, Moments)
         found = lora.of_contexts(bench.base.unet, seen.most, seen.others, args.rank)
     lora_file.write(found, args.output, args.format, args.rank, stack)
     print(f"{args.output}: rank {args.rank}, names of {args.format}\n{lora_file.as_text(found)}")

@@ -14,10 +14,9 @@ from tqdm import tqdm
 from hn.diffusion.attention import attention_layers, context_dims
 from hn.diffusion.strength import Choices
 from hn.diffusion.surgery.folding import Folding, Maps, maps_of
-from hn.diffusion.surgery.probing import Layers
 from hn.network.surgery import regression
 from hn.network.surgery.affine import WIDE, Affine
-from hn.network.surgery.regression import Factors
+from hn.network.surgery.regression import Factors, Moments
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def of_matrices(unet: Any, stack: Choices, rank: int) -> Lora:
     return lora
 
 
-def of_contexts(unet: Any, seen: Layers, others: Layers, rank: int) -> Lora:
+def of_contexts(unet: Any, seen: dict[str, Moments], others: dict[str, Moments], rank: int) -> Lora:
     """The best LoRA for contexts that were `seen`; what is lost is measured on `others`."""
     lora = Lora({}, {}, {})
     for name, part, side, dim in _parts(unet):

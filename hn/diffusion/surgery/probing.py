@@ -1,15 +1,14 @@
 """What the attention layers of a UNet read while it draws, and what hypernetworks add to it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from hn.diffusion.attention import attention_layers
 from hn.network.module import Stack, transform_context
-from hn.network.surgery.regression import Moments
 
 WORDS = (
     ("a photo of", "a painting of", "a pencil sketch of", "a close-up of", "an illustration of"),
@@ -43,26 +42,41 @@ PROMPTS = (
     "a cartoon of a robot watering flowers",
     "a white cat on a black sofa",
 )
-Layers = dict[str, Moments]
-"""Of each attention layer, by its name in the UNet."""
 
 
-class Probe:
-    """Notes what every layer reads, and what a stack would add to it, into `moments`.
+class Notes(Protocol):
+    """What is kept of the contexts of a layer."""
+
+    def add(self, x: Tensor, added: Mapping[str, Tensor], weights: Tensor) -> None:
+        """Take in contexts (N, D), what they get added (N, D) by side, and their weights (N,)."""
+        ...
+
+
+Kept = TypeVar("Kept", bound=Notes)
+
+
+class Probe(Generic[Kept]):
+    """Notes what every layer reads, and what a stack would add to it, into `notes`, by the layers'
+    names in the UNet; `make` begins those of a layer, of its width and device.
 
     Each sample of each forward counts once in every layer. Tokens of a text count by the attention
     that they get: that is how much a mistake about them matters.
     """
 
-    def __init__(self, unet: Any, stack: Stack) -> None:
+    def __init__(self, unet: Any, stack: Stack, make: Callable[[int, torch.device], Kept]) -> None:
         self._layers = attention_layers(unet)
         self._stack = stack
-        self.moments: Layers = self.fresh()
+        self._make = make
+        self.notes = self._begun()
 
-    def fresh(self) -> Layers:
-        """Moments of nothing yet."""
+    def taken(self) -> dict[str, Kept]:
+        """What was noted; from now on anew."""
+        taken, self.notes = self.notes, self._begun()
+        return taken
+
+    def _begun(self) -> dict[str, Kept]:
         return {
-            name: Moments(layer.to_k.in_features, _wide_device(layer.to_k.weight))
+            name: self._make(layer.to_k.in_features, _wide_device(layer.to_k.weight))
             for name, layer in self._layers.items()
         }
 
@@ -98,7 +112,7 @@ class Probe:
         else:
             weights = _attention(layer, hidden, for_k)
         flat = {side: it.flatten(0, 1) for side, it in added.items()}
-        self.moments[name].add(context.flatten(0, 1), flat, weights.flatten())
+        self.notes[name].add(context.flatten(0, 1), flat, weights.flatten())
 
 
 def _attention(layer: Any, hidden: Tensor, context: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Prompts drawn, and more of them looked at, for the sake of what attention reads meanwhile."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Generic
 
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition, predict
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.surgery.options import FEWEST, ProbeOptions
-from hn.diffusion.surgery.probing import PROMPTS, WORDS, Layers, Probe
+from hn.diffusion.surgery.probing import PROMPTS, WORDS, Kept, Probe
 from hn.diffusion.text_encoder import stack_contexts
 from hn.network.module import Hypernetwork
 
@@ -28,11 +29,11 @@ SEEDS = (0, 1000)  # of what is seen, and of what is kept apart
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the layers read of most prompts, and of those kept apart."""
+class Seen(Generic[Kept]):
+    """What the layers read of most prompts, and of those kept apart, by their names."""
 
-    most: Layers
-    others: Layers
+    most: dict[str, Kept]
+    others: dict[str, Kept]
 
 
 class Sitting:
@@ -49,16 +50,19 @@ class Sitting:
         drawn, self._texts = _divided(prompts[:DRAWN]), _divided(prompts[DRAWN:])
         self._painters = [self._painter(*it) for it in zip(drawn, SEEDS, strict=True)]
 
-    def probe(self, stack: Sequence[tuple[Hypernetwork, float]]) -> Seen:
+    def probe(
+        self,
+        stack: Sequence[tuple[Hypernetwork, float]],
+        make: Callable[[int, torch.device], Kept],
+    ) -> Seen[Kept]:
         """Draw and look through a stack, where its substitute will do its work, and note it all."""
         for net, _ in stack:
             net.to(self.base.device)
-        probe, found = Probe(self.base.unet, stack), []
+        probe, found = Probe(self.base.unet, stack, make), []
         with attach(self.base.unet, stack), probe.noting():
             for painter, texts, seed in zip(self._painters, self._texts, SEEDS, strict=True):
                 self._look(painter.latents(), self._contexts(texts), seed)
-                found.append(probe.moments)
-                probe.moments = probe.fresh()
+                found.append(probe.taken())
         return Seen(*found)
 
     def draw(self) -> list[Image.Image]:

@@ -5,6 +5,7 @@ E |W y - M x|^2, where y is what a hypernetwork adds to a context x, and W a lay
 Only moments of x and y are kept, so any number of contexts takes the memory of a few matrices.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class Moments:
         self._xx = zeros(dim, dim)
         self._sides = {side: Side(zeros(dim, dim), zeros(dim, dim), zeros(dim)) for side in "kv"}
 
-    def add(self, x: Tensor, added: dict[str, Tensor], weights: Tensor) -> None:
+    def add(self, x: Tensor, added: Mapping[str, Tensor], weights: Tensor) -> None:
         """Take in contexts (N, D), what they get added (N, D) by side, and their weights (N,)."""
         x, weights = x.to(self._x), weights.to(self._x)
         weighted = x * weights[:, None]
