@@ -1,6 +1,6 @@
 """Pictures from prompts: diffusers' pipeline around a base model, and labelled grids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
 from hn.storage import whole
@@ -36,6 +37,7 @@ class Painter:
         guidance_scale: float,
         seed: int,
         scheduler: Any = None,
+        progress: bool = False,
     ) -> None:
         self._base = base
         self._contexts = contexts
@@ -47,27 +49,34 @@ class Painter:
             "guidance_scale": guidance_scale,
         }
         self._seed = seed
+        self._progress = progress
         self._pipeline = bare_pipeline(base, scheduler or base.scheduler)
 
     def draw(self) -> list[Image.Image]:
         """One picture of each prompt, with what is attached to the UNet as it is attached now."""
-        pictures: list[Image.Image] = []
-        for start in range(0, len(self._contexts), DRAWN_AT_ONCE):
-            pictures += self._draw(range(start, min(start + DRAWN_AT_ONCE, len(self._contexts))))
-        return pictures
+        return [picture for latents in self._parts() for picture in self._base.decode(latents)]
+
+    def latents(self) -> Tensor:
+        """The latents (P, C, h, w) that the pictures would be decoded of."""
+        return torch.cat([*self._parts()])
+
+    def _parts(self) -> Iterator[Tensor]:
+        """Latents of as many pictures as are drawn at once."""
+        starts = range(0, len(self._contexts), DRAWN_AT_ONCE)
+        for start in tqdm(starts, "drawing", leave=False, disable=not self._progress):
+            yield self._draw(range(start, min(start + DRAWN_AT_ONCE, len(self._contexts))))
 
     @torch.no_grad()
-    def _draw(self, rows: range) -> list[Image.Image]:
+    def _draw(self, rows: range) -> Tensor:
         dtype, device = self._base.unet.dtype, self._base.device
         contexts = self._contexts[rows.start : rows.stop].to(device, dtype)
-        latents = self._pipeline(
+        return self._pipeline(
             prompt_embeds=contexts,
             negative_prompt_embeds=self._negative.to(device, dtype).expand_as(contexts),
             generator=[torch.Generator().manual_seed(self._seed + row) for row in rows],
             output_type="latent",
             **self._settings,
         ).images
-        return self._base.decode(latents)
 
 
 def bare_pipeline(base: BaseModel, scheduler: Any) -> Any:

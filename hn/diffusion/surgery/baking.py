@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,13 +110,17 @@ def _check(layers: Mapping[str, str], home: Mapping[str, TensorFile], where: Pat
             raise ModelError(f"{where} is quantised ({name} in {dtype}): give the original")
 
 
-def _note(file: TensorFile, stack: Choices) -> dict[str, str]:
-    """The file's metadata, and what was folded into it."""
-    told = [
+def told(stack: Choices) -> list[dict[str, Any]]:
+    """What is noted of hypernetworks in a file that they went into."""
+    return [
         {"name": name_of(net), "step": net.provenance.step, "strength": str(strength)}
         for net, strength in stack
     ]
-    return {**file.metadata, METADATA: json.dumps(told)}
+
+
+def _note(file: TensorFile, stack: Choices) -> dict[str, str]:
+    """The file's metadata, and what was folded into it."""
+    return {**file.metadata, METADATA: json.dumps(told(stack))}
 
 
 def _file(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None) -> Exactness:

@@ -6,7 +6,7 @@
 or `folding = hn.fold(...)`, and later `folding.undo()`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +24,7 @@ from hn.errors import ModelError, OptionError
 from hn.network.module import Stack
 from hn.network.surgery.affine import Affine, affine_of, check_linear
 
+FOLDING = "folding it into weights"
 REMEDY = (
     "Export it as a LoRA (tools/export_lora.py), or distil it into a linear one (tools/distil.py)"
 )
@@ -45,17 +46,29 @@ def fold(pipe: Any, stack: Choices) -> "Folding":
     maps = maps_of(stack, context_dims(unet))
     for name, layer in layers.items():
         _check_weights(name, layer)
-    return Folding(layers, maps)
+    return Folding(_folded(layers, maps))
 
 
-def maps_of(stack: Choices, available: tuple[int, ...]) -> Maps:
+def _folded(layers: dict[str, Any], maps: Maps) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """The weights that change, and what they become."""
+    for name, layer in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
+        parameters = _parameters(layer)
+        weights = LayerWeights(*(parameter.detach() for parameter in parameters))
+        folded = weights.wide().fold(*maps(name.partition("_")[0], weights.dim))
+        _, to_k, to_v, _, bias = parameters
+        yield from ((to_k, folded.to_k), (to_v, folded.to_v), (bias, folded.bias))
+
+
+def maps_of(
+    stack: Choices, available: tuple[int, ...], act: str = FOLDING, remedy: str = REMEDY
+) -> Maps:
     """What a UNet with these widths reads through. Raises as `fold` does."""
     if is_scheduled(stack):
         raise OptionError(
             "a strength that changes while denoising cannot be folded into weights: attach the "
             "hypernetwork instead"
         )
-    check_linear([net for net, _ in stack], "folding it into weights", REMEDY)
+    check_linear([net for net, _ in stack], act, remedy)
     check_dims(stack, available)
     stacks: dict[str, Stack] = resolve(stack, None)
 
@@ -67,17 +80,18 @@ def maps_of(stack: Choices, available: tuple[int, ...]) -> Maps:
 
 
 class Folding:
-    """Hypernetworks folded into a UNet; `undo` restores its weights to the bit."""
+    """New values for some weights; `undo` restores the old ones to the bit."""
 
-    def __init__(self, layers: dict[str, Any], maps: Maps) -> None:
+    @torch.no_grad()
+    def __init__(self, changes: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
         self._before: list[tuple[nn.Parameter, Tensor]] = []
-        for name, layer in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
-            weights = LayerWeights(*(parameter.detach() for parameter in _parameters(layer)))
-            folded = weights.wide().fold(*maps(name.partition("_")[0], weights.dim))
-            _, to_k, to_v, _, bias = _parameters(layer)
-            self._set(to_k, folded.to_k)
-            self._set(to_v, folded.to_v)
-            self._set(bias, folded.bias)
+        try:
+            for parameter, value in changes:
+                self._before.append((parameter, parameter.detach().clone()))
+                parameter.copy_(value)
+        except BaseException:  # memory, Ctrl-C
+            self.undo()
+            raise
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -85,11 +99,6 @@ class Folding:
         while self._before:
             parameter, own = self._before.pop()
             parameter.copy_(own)
-
-    @torch.no_grad()
-    def _set(self, parameter: nn.Parameter, value: Tensor) -> None:
-        self._before.append((parameter, parameter.detach().clone()))
-        parameter.copy_(value)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,130 @@
+"""What the attention layers of a UNet read while it draws, and what hypernetworks add to it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from hn.diffusion.attention import attention_layers
+from hn.network.module import Stack, transform_context
+
+WORDS = (
+    ("a photo of", "a painting of", "a pencil sketch of", "a close-up of", "an illustration of"),
+    (
+        "a man", "a woman", "a child", "a dog", "a horse", "a bird", "a tree", "a house", "a car",
+        "a ship", "a flower", "a mountain", "a river", "a bowl of fruit", "a street", "a robot",
+        "a castle", "a dragon", "a chair", "a book", "a crowd of people", "a bridge", "a lamp",
+        "a face with long hair",
+    ),
+    ("red", "blue and gold", "old", "very large", "broken", "shining", "made of wood", "white"),
+    (
+        "in the rain", "at night", "in a forest", "on a table", "by the sea", "in the snow",
+        "in a dark room", "under a blue sky", "in a crowded city", "in soft light, highly detailed",
+    ),
+)  # fmt: skip
+PROMPTS = (
+    "a photo of a harbour in the morning fog",
+    "a red bicycle leaning against a brick wall",
+    "a watercolour of a village in the hills",
+    "a portrait of a young woman in a green coat, soft light",
+    "an old map of an island, ink on paper",
+    "a fox running through deep snow",
+    "a kitchen table with bread, cheese and a knife",
+    "a futuristic city at sunset, wide angle",
+    "a close-up of the eye of a bird",
+    "a knight on a horse before a burning castle, oil painting",
+    "two children playing at the beach",
+    "a cup of coffee seen from above",
+    "a steam train crossing a stone bridge",
+    "a dense forest with rays of light",
+    "a cartoon of a robot watering flowers",
+    "a white cat on a black sofa",
+)
+
+
+class Notes(Protocol):
+    """What is kept of the contexts of a layer."""
+
+    def add(self, x: Tensor, added: Mapping[str, Tensor], weights: Tensor) -> None:
+        """Take in contexts (N, D), what they get added (N, D) by side, and their weights (N,)."""
+        ...
+
+
+Kept = TypeVar("Kept", bound=Notes)
+
+
+class Probe(Generic[Kept]):
+    """Notes what every layer reads, and what a stack would add to it, into `notes`, by the layers'
+    names in the UNet; `make` begins those of a layer, of its width and device.
+
+    Each sample of each forward counts once in every layer. Tokens of a text count by the attention
+    that they get: that is how much a mistake about them matters.
+    """
+
+    def __init__(self, unet: Any, stack: Stack, make: Callable[[int, torch.device], Kept]) -> None:
+        self._layers = attention_layers(unet)
+        self._stack = stack
+        self._make = make
+        self.notes = self._begun()
+
+    def taken(self) -> dict[str, Kept]:
+        """What was noted; from now on anew."""
+        taken, self.notes = self.notes, self._begun()
+        return taken
+
+    def _begun(self) -> dict[str, Kept]:
+        return {
+            name: self._make(layer.to_k.in_features, _wide_device(layer.to_k.weight))
+            for name, layer in self._layers.items()
+        }
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note the forwards within."""
+        hooks = [
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+            for name, layer in self._layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, name: str) -> Any:
+        def note(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            text = kwargs.get("encoder_hidden_states")
+            self._note(name, layer, hidden, text)
+
+        return note
+
+    @torch.no_grad()
+    def _note(self, name: str, layer: Any, hidden: Tensor, text: Tensor | None) -> None:
+        context = hidden if text is None else text  # (B, T, D)
+        for_k, for_v = transform_context(context, self._stack)
+        added = {"k": for_k - context, "v": for_v - context}
+        batch, tokens, _ = context.shape
+        if text is None:
+            weights = torch.full((batch, tokens), 1 / tokens, device=context.device)
+        else:
+            weights = _attention(layer, hidden, for_k)
+        flat = {side: it.flatten(0, 1) for side, it in added.items()}
+        self.notes[name].add(context.flatten(0, 1), flat, weights.flatten())
+
+
+def _attention(layer: Any, hidden: Tensor, context: Tensor) -> Tensor:
+    """The share of attention (B, T) that each token of contexts (B, T, D) gets, over all heads."""
+    query, key = (
+        x.unflatten(-1, (layer.heads, -1)).transpose(1, 2)  # (B, H, N or T, C/H)
+        for x in (layer.to_q(hidden), layer.to_k(context))
+    )
+    scores = (query @ key.transpose(2, 3)).float() * layer.scale
+    return scores.softmax(-1).mean((1, 2))
+
+
+def _wide_device(weight: Tensor) -> torch.device:
+    """Where sums in float64 can be kept."""
+    return torch.device("cpu") if weight.device.type == "mps" else weight.device
