@@ -47,7 +47,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     held_out = build.build_held_out(config, accelerator, datasets, base, contexts, cache)
     batches = build.build_batches(config, accelerator, datasets, base, contexts, cache)
 
-    plain = build.build_denoiser(config, base, hypernetwork)
+    plain = build.build_denoiser(config, base, hypernetwork, start.plan)
     optimizer = build.build_optimizer(config, hypernetwork, start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
@@ -148,7 +148,8 @@ def as_user_error(error: Exception) -> Exception:
     if isinstance(error, torch.OutOfMemoryError):
         return StorageError(
             f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
-            "gradient_accumulation_steps), set gradient_checkpointing, or lower resolution."
+            "gradient_accumulation_steps), set gradient_checkpointing or memory_budget_gib, or "
+            "lower resolution."
         )
     if isinstance(error, torch.distributed.DistError):
         return DistributedError(

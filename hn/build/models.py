@@ -8,14 +8,17 @@ from hn.config import Config
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
+from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
 from hn.network.module import Hypernetwork
 
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LARGE = 100_000_000  # parameters, from which frozen-aware layers take no more time (0.99 of it)
+
 
 def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
     """The frozen model, in the precision of the computation."""
-    dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     model = config.model
     return BaseModel.load(
         model.pretrained_model_name_or_path,
@@ -23,20 +26,33 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         variant=model.variant,
         prompt_syntax=model.prompt_syntax,
         clip_skip=model.clip_skip,
-        dtype=dtypes[accelerator.mixed_precision],
+        dtype=DTYPES[accelerator.mixed_precision],
         device=accelerator.device,
     )
 
 
-def build_denoiser(config: Config, base: BaseModel, hypernetwork: Hypernetwork) -> Denoiser:
-    """The module that is trained."""
+def build_denoiser(
+    config: Config, base: BaseModel, hypernetwork: Hypernetwork, plan: Plan | None = None
+) -> Denoiser:
+    """The module that is trained, by a plan that was chosen or else as the settings say."""
     xformers = config.model.enable_xformers_memory_efficient_attention
     return Denoiser(
         base.unet,
         hypernetwork,
-        gradient_checkpointing=config.training.gradient_checkpointing,
+        plan=plan or _plan_of_settings(config, base),
         kernel="xformers" if xformers else "sdpa",
         note_residuals=config.objective.residual_penalty > 0,
+    )
+
+
+def _plan_of_settings(config: Config, base: BaseModel) -> Plan:
+    memory, checkpointing = config.memory, config.training.gradient_checkpointing
+    pays = checkpointing or memory.offload_activations
+    pays = pays or (base.device.type == "cpu" and base.unet.num_parameters() >= LARGE)
+    return Plan(
+        frozen_aware=memory.frozen_aware == "on" or (memory.frozen_aware == "auto" and pays),
+        blocks=blocks_of(base.unet) if checkpointing else frozenset(),
+        offload=memory.offload_activations,
     )
 
 

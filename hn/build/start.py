@@ -1,14 +1,16 @@
 """Where training starts from: a file with its optimizer state, or a new hypernetwork."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from hn import __version__
+from hn.build.memory import build_plan
 from hn.config import Config, NetworkConfig
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.memory.plan import Plan
 from hn.errors import ModelError, OptionError, shown
 from hn.network import files, portability, sidecar
 from hn.network.contents import Contents
@@ -24,12 +26,14 @@ ANY_DIM = 320  # for a first look at an architecture: which widths it gets is no
 class Start:
     """The hypernetwork to go on from and the optimizer state beside it; neither for a new one.
 
-    `base_hash`: short hash of the base model's single file, if there is one.
+    `base_hash`: short hash of the base model's single file, if there is one. `plan`: how memory is
+    saved, where that was for us to choose.
     """
 
     hypernetwork: Hypernetwork | None = None
     optimizer: Sidecar | None = None
     base_hash: str | None = None
+    plan: Plan | None = None
 
 
 def build_start(config: Config, accelerator: Accelerator) -> Start:
@@ -51,7 +55,7 @@ def build_start(config: Config, accelerator: Accelerator) -> Start:
     )
     verdicts = portability.in_words(portability.judge(artifacts.shared(trial)))
     accelerator.print(f"where {config.network.name}.pt will run:\n{portability.as_lines(verdicts)}")
-    return start
+    return replace(start, plan=build_plan(config, accelerator, start.hypernetwork))
 
 
 def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hypernetwork:

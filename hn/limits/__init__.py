@@ -6,6 +6,7 @@ import re
 from hn.config import Config, DataConfig, HubConfig
 from hn.errors import OptionError, shown
 from hn.limits.learning import learning_faults
+from hn.limits.memory import memory_faults
 
 MAX_NAME = 200  # bytes; the names of files have at most 255, and endings and steps follow
 
@@ -74,7 +75,7 @@ def _range_faults(config: Config) -> list[str]:
         if not 0 <= value <= 1
     ]
     faults += data_faults(data)
-    faults += learning_faults(config)
+    faults += [*learning_faults(config), *memory_faults(config)]
     if output.checkpoints_total_limit is not None and output.checkpoints_total_limit < 2:
         faults.append(
             f"checkpoints_total_limit must be at least 2; found {output.checkpoints_total_limit}"
