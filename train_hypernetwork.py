@@ -58,7 +58,7 @@ def train(
     batches = build.build_batches(config, accelerator, ready.datasets, base, contexts, cache)
 
     rates, publisher = ready.rates, ready.publisher
-    plain = build.build_denoiser(config, base, hypernetwork)
+    plain = build.build_denoiser(config, base, hypernetwork, ready.start.plan)
     optimizer = build.build_optimizer(config, accelerator, hypernetwork, ready.start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
@@ -181,7 +181,8 @@ def as_user_error(error: Exception) -> Exception:
     if isinstance(error, torch.OutOfMemoryError):
         return StorageError(
             f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
-            "gradient_accumulation_steps), set gradient_checkpointing, or lower resolution."
+            "gradient_accumulation_steps), set gradient_checkpointing or memory_budget_gib, or "
+            "lower resolution."
         )
     if isinstance(error, OSError) and error.errno in DISK:
         return StorageError(f"{error}. Free some space, or mend the disk; then resume.")

@@ -16,7 +16,7 @@ FLOORS = [
     {"hn.hub_copies"},
     {"hn.limits"},
     {"hn.cli"},
-    {"hn.network"},
+    {"hn.network", "hn.benchmark.memory", "hn.benchmark.ops"},
     {"hn.diffusion"},
     {"hn.data"},
     {"hn.training", "hn.prepare", "hn.checkup"},

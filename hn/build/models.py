@@ -9,10 +9,14 @@ from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.layout import check_layout
+from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LARGE = 100_000_000  # parameters, from which frozen-aware layers take no more time (0.99 of it)
 
 
 def check_base_model(config: Config) -> None:
@@ -28,7 +32,6 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
 
     Raises `OptionError` if it is to be dealt out to one process.
     """
-    dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     model = config.model
     if model.shard_base_model and accelerator.num_processes == 1:
         raise OptionError(
@@ -43,21 +46,34 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         clip_skip=model.clip_skip,
         vae=model.pretrained_vae_model_name_or_path,
         prediction=model.prediction_type,
-        dtype=dtypes[accelerator.mixed_precision],
+        dtype=DTYPES[accelerator.mixed_precision],
         device="cpu" if model.shard_base_model else accelerator.device,
     )
     return base.shard(accelerator.device) if model.shard_base_model else base
 
 
-def build_denoiser(config: Config, base: BaseModel, hypernetwork: Hypernetwork) -> Denoiser:
-    """The module that is trained."""
+def build_denoiser(
+    config: Config, base: BaseModel, hypernetwork: Hypernetwork, plan: Plan | None = None
+) -> Denoiser:
+    """The module that is trained, by a plan that was chosen or else as the settings say."""
     xformers = config.model.enable_xformers_memory_efficient_attention
     return Denoiser(
         base.unet,
         hypernetwork,
-        gradient_checkpointing=config.training.gradient_checkpointing,
+        plan=plan or _plan_of_settings(config, base),
         kernel="xformers" if xformers else "sdpa",
         note_residuals=config.objective.residual_penalty > 0,
+    )
+
+
+def _plan_of_settings(config: Config, base: BaseModel) -> Plan:
+    memory, checkpointing = config.memory, config.training.gradient_checkpointing
+    pays = checkpointing or memory.offload_activations
+    pays = pays or (base.device.type == "cpu" and base.unet.num_parameters() >= LARGE)
+    return Plan(
+        frozen_aware=memory.frozen_aware == "on" or (memory.frozen_aware == "auto" and pays),
+        blocks=blocks_of(base.unet) if checkpointing else frozenset(),
+        offload=memory.offload_activations,
     )
 
 

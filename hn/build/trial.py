@@ -107,7 +107,7 @@ def build_trial(config: Config, accelerator: Accelerator) -> Trial:
         seed=config.training.seed,
     )
     pictures = held_out or _trained(config, base, cache, contexts)
-    denoiser = build_denoiser(config, base, hypernetwork.to(base.device))
+    denoiser = build_denoiser(config, base, hypernetwork.to(base.device), start.plan)
     return Trial(course, denoiser, base, pictures.evenly(PICTURES), accelerator)
 
 

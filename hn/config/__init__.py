@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 
 from hn.config.data import DataConfig
 from hn.config.hub import HubConfig
+from hn.config.memory import MemoryConfig
 from hn.config.sections import (
     ModelConfig,
     NetworkConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "HubConfig",
+    "MemoryConfig",
     "ModelConfig",
     "NetworkConfig",
     "ObjectiveConfig",
@@ -46,6 +48,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     hub: HubConfig = field(default_factory=HubConfig)

@@ -4,7 +4,7 @@
 would not be averaged between processes, without an error.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hn.diffusion.attention import Attachment, attach
 from hn.diffusion.kernels import Kernel
+from hn.diffusion.memory.plan import Arrangement, Plan, blocks_of
 from hn.diffusion.residuals import Residuals
 from hn.network.module import Hypernetwork
 
@@ -36,6 +37,7 @@ class Denoiser(nn.Module):
         hypernetwork: Hypernetwork,
         *,
         gradient_checkpointing: bool = False,
+        plan: Plan | None = None,
         kernel: Kernel = "sdpa",
         transform_once: bool = True,
         stack_projections: bool = True,
@@ -45,10 +47,10 @@ class Denoiser(nn.Module):
         self.hypernetwork = hypernetwork
         self._residuals = Residuals(hypernetwork) if note_residuals else None
         unet.requires_grad_(False)
+        plan = plan or Plan()
         if gradient_checkpointing:
-            # diffusers' kind is non-reentrant; the other one lets no gradient through here.
-            unet.enable_gradient_checkpointing()
-            unet.train()  # some blocks checkpoint in training mode only; no dropout wakes
+            plan = replace(plan, blocks=blocks_of(unet))
+        self.arrangement = Arrangement(unet, plan)
         attachment = attach(
             unet,
             [(hypernetwork, 1.0)],
@@ -77,8 +79,9 @@ class Denoiser(nn.Module):
         returned, and not kept, because every wrapper looks for gradients in what is returned.
         """
         if self._residuals is None or not self.hypernetwork.training:
-            return self.predict(noisy, timesteps, condition), noisy.new_zeros(())
-        with self._residuals.noted():
+            with self.arrangement.keeping():
+                return self.predict(noisy, timesteps, condition), noisy.new_zeros(())
+        with self._residuals.noted(), self.arrangement.keeping():
             prediction = self.predict(noisy, timesteps, condition)
         return prediction, self._residuals.mean()
 

@@ -7,6 +7,7 @@ from hn.config import Config, DataConfig
 from hn.errors import OptionError, shown
 from hn.limits.hub import hub_faults
 from hn.limits.learning import learning_faults
+from hn.limits.memory import memory_faults
 from hn.limits.processes import process_faults
 from hn.limits.saving import saving_faults
 
@@ -79,7 +80,7 @@ def _range_faults(config: Config) -> list[str]:
         if not 0 <= value <= 1
     ]
     faults += data_faults(data)
-    faults += learning_faults(config)
+    faults += [*learning_faults(config), *memory_faults(config)]
     return [*faults, *saving_faults(config)]
 
 

@@ -1,0 +1,210 @@
+"""How much memory a run will take, by part, and the plan that fits what there is.
+
+    step = step_of(config, torch.bfloat16)
+    print(estimate(config, step, Plan(), device="cuda").table())
+
+Known from settings and the model's configuration alone: no weight is read.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hn.build.models import DTYPES
+from hn.config import Config, NetworkConfig, OptimizerConfig
+from hn.diffusion.attention import context_dims
+from hn.diffusion.layout import check_layout, read_configuration
+from hn.diffusion.memory.choice import Rung, choose
+from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
+from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
+from hn.errors import StorageError
+from hn.network.description import HypernetworkConfig
+from hn.network.module import Hypernetwork
+from hn.training import optimizers
+
+GIB, MIB = 2**30, 2**20
+CUDA_ITSELF = 600 * MIB  # context, kernels and their work space; by experience, not by measurement
+SPARE = 0.95  # of the GPU's free memory: allocators round, and leave gaps
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The bytes that a process holds at the peak of a training step, by part."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All of them, in bytes."""
+        return sum(self.parts.values())
+
+    def table(self) -> str:
+        """A line for each part, in MiB."""
+        rows = {**self.parts, "in all": self.total}
+        width = max(map(len, rows))
+        return "\n".join(f"  {name:<{width}} {size / MIB:8.0f} MiB" for name, size in rows.items())
+
+
+def step_of(
+    config: Config,
+    dtype: torch.dtype,
+    *,
+    network: HypernetworkConfig | None = None,
+    processes: int = 1,
+) -> Step:
+    """The micro-batch of a run's settings; `network` is that of a file it goes on from.
+
+    Contexts are taken to be one chunk long, and pictures as large as the resolution. Raises
+    `ModelError` if the model's configuration cannot be read.
+    """
+    model, training = config.model, config.training
+    unet, vae, text = (
+        read_configuration(model.pretrained_model_name_or_path, part, model.revision)
+        for part in ("unet", "vae", "text_encoder")
+    )
+    described = json.dumps(unet, sort_keys=True)
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    return Step(
+        unet=described,
+        network=network or _described(config.network, context_dims(meta_unet(described, dtype))),
+        dtype=dtype,
+        batch=training.train_batch_size,
+        height=config.data.size[1] // scale,
+        width=config.data.size[0] // scale,
+        tokens=text["max_position_embeddings"],
+        note_residuals=config.objective.residual_penalty > 0,
+        accumulates=training.gradient_accumulation_steps > 1 or processes > 1,
+    )
+
+
+def estimate(
+    config: Config, step: Step, plan: Plan, *, device: str, processes: int = 1
+) -> Estimate:
+    """What training takes by a plan, on a kind of device such as "cuda"."""
+    parts, held = _lasting(config, step, device, processes), rehearse(step, plan)
+    if "gradients" not in parts:
+        parts["gradients"] = min(_weights(step), held)
+        held -= parts["gradients"]
+    return Estimate({**parts, "activations": held})
+
+
+def build_plan(
+    config: Config, accelerator: Accelerator, hypernetwork: Hypernetwork | None
+) -> Plan | None:
+    """The cheapest plan that fits memory_budget_gib, or else the free memory of a GPU; None where
+    there is nothing to choose. `hypernetwork` is the one to go on from, if there is one.
+
+    Raises `StorageError` with the numbers if no plan fits the budget.
+    """
+    budget = config.memory.memory_budget_gib
+    room = _free(config, accelerator.device) if budget is None else int(budget * GIB)
+    if room is None:
+        return None
+    model, processes = config.model, accelerator.num_processes
+    check_layout(
+        model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant
+    )
+    network = None if hypernetwork is None else hypernetwork.config
+    dtype, device = DTYPES[accelerator.mixed_precision], accelerator.device.type
+    step = step_of(config, dtype, network=network, processes=processes)
+    lasting = sum(_lasting(config, step, device, processes).values())
+    offload, quiet = config.memory.offload_activations, not accelerator.is_main_process
+    rung = choose(step, room - lasting, offload=offload, quiet=quiet)
+    found = estimate(config, step, rung.plan, device=device, processes=processes)
+    if budget is not None and found.total > room:
+        raise StorageError(_too_little(budget, found))
+    accelerator.print(_in_words(found, room, step, rung))
+    return rung.plan
+
+
+def _free(config: Config, device: torch.device) -> int | None:
+    """The free bytes of a GPU, if the settings leave the plan to us; None otherwise."""
+    left = config.memory.frozen_aware == "auto" and not config.memory.offload_activations
+    if device.type != "cuda" or config.training.gradient_checkpointing or not left:
+        return None
+    return int(SPARE * torch.cuda.mem_get_info(device)[0])
+
+
+def _lasting(config: Config, step: Step, device: str, processes: int) -> dict[str, int]:
+    """The bytes of what lies there all the while, by part."""
+    weights = _weights(step)
+    parts = {
+        "base model": _nbytes(meta_unet(step.unet, step.dtype).parameters()),
+        "hypernetwork": weights,
+        "its average": weights * config.training.use_ema,
+        "optimizer": round(weights * _state_share(config.optimizer)),
+        "gradients": weights * step.accumulates * (2 if processes > 1 else 1),  # and DDP's buckets
+        "CUDA itself": CUDA_ITSELF * (device == "cuda"),
+    }
+    return {name: size for name, size in parts.items() if size}
+
+
+def _weights(step: Step) -> int:
+    with torch.device("meta"):
+        return _nbytes(Hypernetwork(step.network, draw_weights=False).parameters())
+
+
+@lru_cache
+def _state_share(config: OptimizerConfig) -> float:
+    """Bytes of an optimizer's state for each byte of weights: one is made, and asked."""
+    if config.optimizer.rpartition(".")[2].startswith("Paged"):
+        return 0.0  # it lies in the host's memory, and comes over when there is room
+    weight = nn.Parameter(torch.zeros(256, 64))
+    weight.grad = torch.full_like(weight, 1e-3)
+    optimizer = optimizers.optimizer_of([weight], config, 1e-3)
+    if hasattr(optimizer, "train"):
+        optimizer.train()  # type: ignore[operator]  # of those that are free of a schedule
+    optimizer.step()
+    state = [it for it in optimizer.state[weight].values() if isinstance(it, Tensor)]
+    return sum(it.nbytes for it in state if it.numel() > 1) / weight.nbytes
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _described(network: NetworkConfig, dims: tuple[int, ...]) -> HypernetworkConfig:
+    return HypernetworkConfig(
+        dims=network.dims or dims,
+        layer_structure=network.layer_structure,
+        activation_func=network.activation_func,
+        weight_initialization=network.weight_initialization,
+        is_layer_norm=network.is_layer_norm,
+        activate_output=network.activate_output,
+        dropout_structure=network.dropout_structure,
+    )
+
+
+def _in_words(found: Estimate, room: int, step: Step, rung: Rung) -> str:
+    plan, unet = rung.plan, meta_unet(step.unet, step.dtype)
+    again = [
+        f"{len(names)} of {len(of)} {kind}"
+        for kind, names, of in (
+            ("gates", plan.gates, gates_of(unet)),
+            ("blocks", plan.blocks, blocks_of(unet)),
+        )
+        if names
+    ]
+    means = ["frozen layers keep only what they must"] * plan.frozen_aware
+    if again:
+        work = rung.cost.operations / 1e9
+        means.append(f"{' and '.join(again)} are computed again ({work:.0f} GFLOP a micro-batch)")
+    means += ["activations lie in the host's memory"] * plan.offload
+    return (
+        f"memory: {found.total / GIB:.2f} of {room / GIB:.2f} GiB; "
+        f"{', '.join(means) or 'everything is kept'}\n{found.table()}"
+    )
+
+
+def _too_little(budget: float, least: Estimate) -> str:
+    return (
+        f"memory_budget_gib {budget} is too little: with everything computed again, this run takes "
+        f"{least.total / GIB:.2f} GiB\n{least.table()}\nLower train_batch_size (and raise "
+        "gradient_accumulation_steps) or resolution, give fewer dims or a smaller layer_structure, "
+        "or use_8bit_adam; on a GPU also offload_activations."
+    )

@@ -1,0 +1,121 @@
+"""A training step rehearsed on meta tensors: what it will hold, to the byte, without computing.
+
+    rehearse(Step(unet=..., network=..., ...), Plan())
+
+Autocast knows no meta tensors. So the hypernetwork is rehearsed in the dtype of the computation,
+and what autocast adds is there beside it: copies of its weights, and gradients in float32.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from hn.benchmark.memory import PeakMemory
+from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.memory.plan import Plan
+from hn.network.description import HypernetworkConfig
+from hn.network.module import Hypernetwork
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that the memory of a micro-batch depends on, but the plan.
+
+    `unet`: its configuration as JSON. `height`, `width`: of latents. `tokens`: of a context.
+    `accumulates`: the gradients of an earlier micro-batch are there (they count elsewhere).
+    """
+
+    unet: str
+    network: HypernetworkConfig
+    dtype: torch.dtype
+    batch: int
+    height: int
+    width: int
+    tokens: int = 77
+    note_residuals: bool = False
+    accumulates: bool = False
+
+
+@lru_cache
+def rehearse(step: Step, plan: Plan) -> int:
+    """The most bytes that forward and backward pass hold at once, gradients among them."""
+    with rehearsal(step, plan) as denoiser:
+        parameters = list(denoiser.hypernetwork.parameters())
+        with PeakMemory() as held:
+            beside = (
+                [] if step.dtype == torch.float32 else [torch.empty_like(p) for p in parameters]
+            )
+            for parameter in parameters:
+                parameter.register_post_accumulate_grad_hook(_Gradients(beside, step.accumulates))
+            prediction, residual = denoiser(*inputs(step, denoiser.unet))
+            ((prediction.float() - 1).square().mean() + residual).backward()
+        return held.peak
+
+
+@contextmanager
+def rehearsal(step: Step, plan: Plan) -> Iterator[Denoiser]:
+    """The denoiser of a step on meta tensors; afterwards its UNet serves the next."""
+    unet = meta_unet(step.unet, step.dtype)
+    with torch.device("meta"):
+        network = Hypernetwork(step.network, draw_weights=False).to(step.dtype).train()
+    denoiser = Denoiser(unet, network, plan=plan, note_residuals=step.note_residuals)
+    hook = unet.register_forward_pre_hook(_add_sizes, with_kwargs=True)
+    try:
+        yield denoiser
+    finally:
+        hook.remove()
+        denoiser.attachment.detach()
+        denoiser.arrangement.remove()
+
+
+def inputs(step: Step, unet: UNet2DConditionModel) -> tuple[Tensor, Tensor, Condition]:
+    """Noisy latents (B, C, h, w), timesteps (B,) and the context (B, T, D)."""
+    with torch.device("meta"):
+        channels, width = unet.config["in_channels"], unet.config["cross_attention_dim"]
+        noisy = torch.empty(step.batch, channels, step.height, step.width)
+        context = torch.empty(step.batch, step.tokens, width, dtype=step.dtype)
+        return noisy, torch.empty(step.batch, dtype=torch.long), Condition(context)
+
+
+@lru_cache(maxsize=1)
+def meta_unet(config: str, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet of a configuration, without weights."""
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(json.loads(config))
+    nn.Module.to(unet, dtype)  # diffusers' own warns
+    return unet.requires_grad_(False).eval()
+
+
+class _Gradients:
+    """Holds a gradient in float32, as parameters have it, in place of the one in another dtype."""
+
+    def __init__(self, held: list[Tensor], accumulates: bool) -> None:
+        self._held = held
+        self._accumulates = accumulates
+
+    def __call__(self, parameter: Tensor) -> None:
+        if not self._accumulates:
+            self._held.append(torch.empty_like(parameter, dtype=torch.float32))
+        parameter.grad = None
+
+
+def _add_sizes(
+    unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What Stable Diffusion XL is told besides: a pooled text (B, P), and sizes (B, 6)."""
+    if unet.config["addition_embed_type"] != "text_time":
+        return args, kwargs
+    noisy, sizes = args[0], 6 * unet.config["addition_time_embed_dim"]
+    pooled = unet.config["projection_class_embeddings_input_dim"] - sizes
+    added = {
+        "text_embeds": noisy.new_empty(len(noisy), pooled),
+        "time_ids": noisy.new_empty(len(noisy), 6),
+    }
+    return args, {**kwargs, "added_cond_kwargs": added}
