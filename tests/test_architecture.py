@@ -16,12 +16,13 @@ FLOORS = [
     {"hn.hub_copies"},
     {"hn.limits"},
     {"hn.cli"},
-    {"hn.network"},
+    {"hn.network", "hn.benchmark.memory", "hn.benchmark.ops"},
     {"hn.diffusion"},
     {"hn.data"},
     {"hn.training", "hn.prepare", "hn.checkup"},
     {"hn.evaluation", "hn.hub"},
     {"hn.build", "hn.launch", "hn.web_ui_settings"},
+    {"hn.benchmark"},
 ]
 # `hn` names things lazily; the demo's model is made with diffusers alone and nothing imports it.
 EXEMPT = {"hn"}

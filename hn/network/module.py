@@ -52,7 +52,12 @@ class HypernetworkModule(nn.Module):
     def _as_weights(self, x: Tensor) -> Tensor:
         """`x` in the weights' dtype, unless autocast decides."""
         weight = next(self.parameters(), x)
-        return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+        return x if _is_autocast(x.device.type) else x.to(weight.dtype)
+
+
+def _is_autocast(device: str) -> bool:
+    """Whether autocast chooses dtypes on that device; torch refuses to say it of meta tensors."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _make(layer: Layer) -> nn.Module:

@@ -1,0 +1,135 @@
+"""How many operations the host starts, and how often it waits for a number that the device has.
+
+    with Ops("cuda") as ops:
+        step()
+    print(ops.count, ops.syncs)
+
+Run for a CPU, it counts what would wait for a GPU, if the computation were there.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).parent.parent.parent
+# Their results are numbers, or tensors whose shape depends on numbers.
+_READING = {
+    "aten._local_scalar_dense",  # item, float, bool
+    "aten.equal",
+    "aten.masked_select",
+    "aten.nonzero",
+    "aten._unique2",
+}
+# Those copy to the host without an operation that the dispatcher would see, where this is a CPU.
+_LEAVING = (Tensor.tolist, Tensor.cpu, Tensor.numpy)
+
+
+class Ops:
+    """Counts the operations started meanwhile (`count`), in the backward pass, too.
+
+    `syncs` has a line for each time that the host read a tensor of that `device`: what read it, and
+    where in this project. A copy that need not be waited for is none.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.syncs: list[str] = []
+        self._device = torch.device(device).type
+        self._modes = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._modes.enter_context(_Leaving(self))
+        self._modes.enter_context(_Dispatched(self))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._modes.close()
+
+    def is_there(self, arguments: Sequence[Any]) -> bool:
+        """Whether one of these is a tensor of the device."""
+        tensors = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+        return any(tensor.device.type == self._device for tensor in tensors)
+
+    def note(self, name: str) -> None:
+        """Note that the host waits."""
+        self.syncs.append(f"{name} at {_place()}")
+
+
+class _Dispatched(TorchDispatchMode):
+    """Counts what the dispatcher sees."""
+
+    def __init__(self, ops: Ops) -> None:
+        super().__init__()
+        self._ops = ops
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._ops.count += 1
+        name = str(func.overloadpacket)
+        reads = name in _READING or _selects(name, args) or _fetches(name, args, kwargs)
+        if reads and self._ops.is_there(args):
+            self._ops.note(name)
+        return func(*args, **kwargs)
+
+
+class _Leaving(TorchFunctionMode):
+    """Sees what takes a tensor to the host by a call in Python."""
+
+    def __init__(self, ops: Ops) -> None:
+        super().__init__()
+        self._ops = ops
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _LEAVING and args[0].device.type == "cpu" and self._ops.is_there(args[:1]):
+            self._ops.note(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _selects(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether this indexes by truth, which the host must count first."""
+    if name not in ("aten.index", "aten.index_put_"):
+        return False
+    return any(index is not None and index.dtype == torch.bool for index in args[1])
+
+
+def _fetches(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this copies from a device to the host, and waits for it."""
+    if name == "aten._to_copy":
+        there, wanted = args[0], kwargs.get("device")
+        waits = not kwargs.get("non_blocking", False)
+    elif name == "aten.copy_":
+        there, wanted = args[1], args[0].device
+        waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+    else:
+        return False
+    leaves = wanted is not None and torch.device(wanted).type == "cpu" != there.device.type
+    return leaves and waits
+
+
+def _place() -> str:
+    """The innermost line of this project's own that led here."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT) and path != Path(__file__):
+            return f"{path.relative_to(ROOT)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "elsewhere"
