@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).parent.parent.parent
+OPTIMIZERS = Path(torch.optim.__file__).parent
 # Their results are numbers, or tensors whose shape depends on numbers.
 _READING = {
     "aten._local_scalar_dense",  # item, float, bool
@@ -66,7 +67,8 @@ class Ops:
 
     def note(self, name: str) -> None:
         """Note that the host waits."""
-        self.syncs.append(f"{name} at {_place()}")
+        if (place := _place()) is not None:
+            self.syncs.append(f"{name} at {place}")
 
 
 class _Dispatched(TorchDispatchMode):
@@ -124,11 +126,16 @@ def _fetches(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return leaves and waits
 
 
-def _place() -> str:
-    """The innermost line of this project's own that led here."""
+def _place() -> str | None:
+    """The innermost line of this project's own that led here.
+
+    None for an optimizer's count of its steps, which is on the host wherever the weights are.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
+        if path.parent == OPTIMIZERS:
+            return None
         if path.is_relative_to(ROOT) and path != Path(__file__):
             return f"{path.relative_to(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back
