@@ -31,10 +31,15 @@ def count(build: Build, scene: Scene) -> Counts:
     """Count on meta tensors, in a second or two, whatever the scene's device."""
     contender = build(replace(scene, device="meta"))
     held = hold(contender)
+    return Counts(calculate(contender), held.saved, held.peak, _static(contender))
+
+
+def calculate(contender: Contender) -> int:
+    """How many operations on numbers its passes take."""
     flops: Any = FlopCounterMode(display=False)
     with flops:
         contender.backward(contender.problem(0))
-    return Counts(flops.get_total_flops(), held.saved, held.peak, _static(contender))
+    return flops.get_total_flops()
 
 
 def hold(contender: Contender) -> PeakMemory:

@@ -37,8 +37,8 @@ _LEAVING = (Tensor.tolist, Tensor.cpu, Tensor.numpy)
 class Ops:
     """Counts the operations started meanwhile (`count`), in the backward pass, too.
 
-    `syncs` has a line for each time that the host read a tensor of that `device`: what read it, and
-    where in this project. A copy that need not be waited for is none.
+    `syncs` has a line for each time that the host waited for that `device`, to read a tensor or to
+    copy one there or back: what did so, and where in this project.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -84,8 +84,8 @@ class _Dispatched(TorchDispatchMode):
         kwargs = kwargs or {}
         self._ops.count += 1
         name = str(func.overloadpacket)
-        reads = name in _READING or _selects(name, args) or _fetches(name, args, kwargs)
-        if reads and self._ops.is_there(args):
+        reads = name in _READING or _selects(name, args)
+        if _crosses(name, args, kwargs) or (reads and self._ops.is_there(args)):
             self._ops.note(name)
         return func(*args, **kwargs)
 
@@ -112,18 +112,18 @@ def _selects(name: str, args: tuple[Any, ...]) -> bool:
     return any(index is not None and index.dtype == torch.bool for index in args[1])
 
 
-def _fetches(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this copies from a device to the host, and waits for it."""
+def _crosses(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this copies between host and device, and waits until that is done."""
     if name == "aten._to_copy":
-        there, wanted = args[0], kwargs.get("device")
+        source, target = args[0].device, kwargs.get("device")
         waits = not kwargs.get("non_blocking", False)
     elif name == "aten.copy_":
-        there, wanted = args[1], args[0].device
+        source, target = args[1].device, args[0].device
         waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
     else:
         return False
-    leaves = wanted is not None and torch.device(wanted).type == "cpu" != there.device.type
-    return leaves and waits
+    kinds = {source.type, source.type if target is None else torch.device(target).type}
+    return waits and len(kinds) == 2
 
 
 def _place() -> str | None:

@@ -5,7 +5,7 @@ import torch
 
 from hn.benchmark import contenders
 from hn.benchmark.contenders import CONTENDERS
-from hn.benchmark.counts import count, hold
+from hn.benchmark.counts import calculate, hold
 from hn.benchmark.ops import Ops
 from hn.benchmark.scene import Scene, build_scene
 from hn.errors import OptionError
@@ -72,13 +72,12 @@ def test_activations_of_stable_diffusion_1_take_half_of_the_web_uis():
 
 
 def test_operations_on_numbers_are_those_of_products_and_convolutions():
-    """A hypernetwork of the text's width adds its own products, forward and backward."""
-    scene = _scene("narrow", widths="text")
-    width, tokens = 48, scene.shape.tokens
+    """What transforming the text in every layer adds is known."""
+    scene = _scene("tiny", widths="text", device="meta")
+    width, tokens, layers = 96, scene.shape.tokens, 7
     product = 2 * tokens * width * 2 * width  # one layer of one module
-    once, each = (count(CONTENDERS[name], scene).flops for name in ("hn", "hn-per-layer"))
-    layers = 16
-    # 2 sides, 2 layers; of these, forward, and the gradients of weights and of what layer 2 reads
+    once, each = (calculate(CONTENDERS[name](scene)) for name in ("hn", "hn-per-layer"))
+    # Of two modules: 2 layers, the gradients of their weights, and of what the second reads.
     assert each - once == (layers - 1) * 2 * (2 + 2 + 1) * product
 
 

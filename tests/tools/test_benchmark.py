@@ -31,7 +31,7 @@ def test_prints_a_table_and_writes_its_numbers(run, tmp_path):
         (["tiny", "--only", "loro"], 2, "did you mean 'lora'?"),
         (["tiny", "--rounds", "0"], 2, "rounds must be at least 1; found 0"),
         (["tiny", "--dims", "64,65"], 2, "dims must be all, text, or some of 64,96,128"),
-        (["sd15", "--batch", "4096", "--only", "hn"], 5, "Lower --batch or --resolution"),
+        (["tiny", "--batch", "1000000", "--only", "hn"], 5, "Lower --batch or --resolution"),
     ],
 )
 def test_says_what_cannot_be_measured(run, flags, code, message):
