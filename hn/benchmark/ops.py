@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).parent.parent.parent
+OPTIMIZERS = Path(torch.optim.__file__).parent
 # Their results are numbers, or tensors whose shape depends on numbers.
 _READING = {
     "aten._local_scalar_dense",  # item, float, bool
@@ -36,8 +37,8 @@ _LEAVING = (Tensor.tolist, Tensor.cpu, Tensor.numpy)
 class Ops:
     """Counts the operations started meanwhile (`count`), in the backward pass, too.
 
-    `syncs` has a line for each time that the host read a tensor of that `device`: what read it, and
-    where in this project. A copy that need not be waited for is none.
+    `syncs` has a line for each time that the host waited for that `device`, to read a tensor or to
+    copy one there or back: what did so, and where in this project.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -66,7 +67,8 @@ class Ops:
 
     def note(self, name: str) -> None:
         """Note that the host waits."""
-        self.syncs.append(f"{name} at {_place()}")
+        if (place := _place()) is not None:
+            self.syncs.append(f"{name} at {place}")
 
 
 class _Dispatched(TorchDispatchMode):
@@ -82,8 +84,8 @@ class _Dispatched(TorchDispatchMode):
         kwargs = kwargs or {}
         self._ops.count += 1
         name = str(func.overloadpacket)
-        reads = name in _READING or _selects(name, args) or _fetches(name, args, kwargs)
-        if reads and self._ops.is_there(args):
+        reads = name in _READING or _selects(name, args)
+        if _crosses(name, args, kwargs) or (reads and self._ops.is_there(args)):
             self._ops.note(name)
         return func(*args, **kwargs)
 
@@ -110,25 +112,30 @@ def _selects(name: str, args: tuple[Any, ...]) -> bool:
     return any(index is not None and index.dtype == torch.bool for index in args[1])
 
 
-def _fetches(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this copies from a device to the host, and waits for it."""
+def _crosses(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this copies between host and device, and waits until that is done."""
     if name == "aten._to_copy":
-        there, wanted = args[0], kwargs.get("device")
+        source, target = args[0].device, kwargs.get("device")
         waits = not kwargs.get("non_blocking", False)
     elif name == "aten.copy_":
-        there, wanted = args[1], args[0].device
+        source, target = args[1].device, args[0].device
         waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
     else:
         return False
-    leaves = wanted is not None and torch.device(wanted).type == "cpu" != there.device.type
-    return leaves and waits
+    kinds = {source.type, source.type if target is None else torch.device(target).type}
+    return waits and len(kinds) == 2
 
 
-def _place() -> str:
-    """The innermost line of this project's own that led here."""
+def _place() -> str | None:
+    """The innermost line of this project's own that led here.
+
+    None for an optimizer's count of its steps, which is on the host wherever the weights are.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
+        if path.parent == OPTIMIZERS:
+            return None
         if path.is_relative_to(ROOT) and path != Path(__file__):
             return f"{path.relative_to(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back

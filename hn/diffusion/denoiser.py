@@ -97,10 +97,13 @@ class Denoiser(nn.Module):
 def predict(
     unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, condition: Condition
 ) -> Tensor:
-    """The prediction (B, C, h, w) of a UNet, in its own dtype, with what is attached to it."""
+    """The prediction (B, C, h, w) of a UNet, in its own dtype, with what is attached to it.
+
+    The host does not wait until the context is on the device: it would for all that is queued.
+    """
     return unet(
         noisy.to(unet.dtype),
         timesteps,
-        encoder_hidden_states=condition.context.to(noisy.device, unet.dtype),
+        encoder_hidden_states=condition.context.to(noisy.device, unet.dtype, non_blocking=True),
         return_dict=False,
     )[0]

@@ -44,7 +44,15 @@ def count(unet: UNet2DConditionModel, rank: int) -> int:
 
 @contextmanager
 def added(unet: UNet2DConditionModel, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
-    """Give the UNet a new LoRA for a while, which changes nothing yet; yields what is to train."""
+    """Give the UNet a new LoRA for a while; yields what is to train."""
+    try:
+        yield add(unet, rank, seed)
+    finally:
+        unet.unload_lora()
+
+
+def add(unet: UNet2DConditionModel, rank: int, seed: int) -> list[nn.Parameter]:
+    """Give the UNet a new LoRA, which changes nothing yet; returns what is to train."""
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -54,10 +62,7 @@ def added(unet: UNet2DConditionModel, rank: int, seed: int) -> Iterator[list[nn.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet.add_adapter(config, NAME)
-    try:
-        yield [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    finally:
-        unet.unload_lora()
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
 def predictor(base: BaseModel) -> Predict:

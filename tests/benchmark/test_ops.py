@@ -35,6 +35,17 @@ def test_reading_a_number_is_noted_with_its_place(read, name):
     assert f"{name} at tests/benchmark/test_ops.py:" in ops.syncs[0]
 
 
+def test_a_copy_to_the_device_is_noted_if_it_is_waited_for():
+    with Ops("meta") as ops:
+        torch.ones(1).to("meta", non_blocking=True)
+        torch.empty(1, device="meta").copy_(torch.ones(1), non_blocking=True)
+    assert ops.syncs == []
+    with Ops("meta") as ops:
+        torch.ones(1).to("meta")
+        torch.empty(1, device="meta").copy_(torch.ones(1))
+    assert [sync.split()[0] for sync in ops.syncs] == ["aten._to_copy", "aten.copy_"]
+
+
 def test_numbers_of_another_device_are_not_waited_for():
     with Ops("cuda") as ops:
         torch.ones(1).item()

@@ -1,0 +1,70 @@
+"""What was found of each contender, as a table and as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+COLUMNS = (
+    *("", "ms", "speed-up", "images/s", "GFLOP/image", "MFU %", "HFU %"),
+    *("MFU of 790 %", "peak MiB", "saved MiB", "allocated MiB", "ops", "syncs", "gradient off by"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Of a step: `seconds` (median), how many times as fast as the web UI's (`speed_up`, median of
+    rounds), operations on numbers per image, the share of the machine's measured rate that the
+    model needs (`mfu`; `mfu_nominal`: of the rate that such a machine is known for) and that is
+    used with what is computed twice (`hfu`), bytes counted (`peak`, `saved`) and found in CUDA's
+    allocator (`allocated`), operations of forward and backward pass, waits of the host, and how far
+    the gradient is off, relative to its norm. None: not known, or there is nothing to compare.
+    """
+
+    name: str
+    seconds: float
+    speed_up: float
+    images_per_second: float
+    flops_per_image: float
+    mfu: float
+    hfu: float
+    mfu_nominal: float | None
+    peak: int
+    saved: int
+    allocated: int | None
+    ops: int
+    syncs: int
+    gradient_difference: float | None
+    rounds: Sequence[float]
+
+    def cells(self) -> list[str]:
+        """As `COLUMNS` has it."""
+        mib = [None if it is None else it / 2**20 for it in (self.peak, self.saved, self.allocated)]
+        return [
+            self.name,
+            f"{self.seconds * 1000:.1f}",
+            f"{self.speed_up:.2f}",
+            f"{self.images_per_second:.2f}",
+            f"{self.flops_per_image / 1e9:.1f}",
+            f"{self.mfu * 100:.1f}",
+            f"{self.hfu * 100:.1f}",
+            _shown(None if self.mfu_nominal is None else self.mfu_nominal * 100, ".1f"),
+            *(_shown(it, ".1f") for it in mib),
+            str(self.ops),
+            str(self.syncs),
+            _shown(self.gradient_difference, ".1e"),
+        ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:])), *(row.cells() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
+    """For programs; bytes and seconds as they are."""
+    return {**about, "rows": [asdict(row) for row in rows]}
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"

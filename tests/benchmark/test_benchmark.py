@@ -1,0 +1,95 @@
+"""The benchmark: what its contenders compute, and what it refuses."""
+
+import pytest
+import torch
+
+from hn.benchmark import contenders
+from hn.benchmark.contenders import CONTENDERS
+from hn.benchmark.counts import calculate, hold
+from hn.benchmark.ops import Ops
+from hn.benchmark.scene import Scene, build_scene
+from hn.errors import OptionError
+
+
+def _scene(model: str, **changes) -> Scene:
+    settings = {"resolution": None, "batch": 1, "precision": "fp32", "widths": "all"}
+    return build_scene(model, **{**settings, "device": "cpu", **changes})
+
+
+def _gradient(name: str, scene: Scene) -> torch.Tensor:
+    contender = CONTENDERS[name](scene)
+    contender.backward(contender.problem(0))
+    return contender.gradient()
+
+
+def test_the_web_uis_step_has_our_gradients():
+    scene = _scene("tiny", resolution=32)
+    reference = _gradient("webui", scene)
+    for name in CONTENDERS:
+        if name.startswith(("hn", "webui-")):
+            difference = (_gradient(name, scene) - reference).norm() / reference.norm()
+            assert difference <= 1e-5, name
+
+
+def test_gradients_of_the_unet_are_computed_where_they_are_thrown_away():
+    contender = CONTENDERS["webui-unet-grads"](_scene("tiny", resolution=32))
+    contender(0)
+    assert len(contender.taught) > len(contender.parameters)
+    idle = contender.taught[len(contender.parameters) :]
+    assert all(parameter.grad is not None for parameter in idle)
+
+
+def test_a_step_changes_what_is_trained_and_leaves_the_common_unet():
+    scene = _scene("tiny", resolution=32)
+    before = {name: tensor.clone() for name, tensor in scene.weights.items()}
+    for name in ("webui", "lora", "hn"):
+        contender = CONTENDERS[name](scene)
+        weights = [parameter.detach().clone() for parameter in contender.parameters]
+        contender(0)
+        pairs = zip(weights, contender.parameters, strict=True)
+        assert any(not torch.equal(old, new) for old, new in pairs), name
+    assert all(torch.equal(scene.weights[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(("widths", "most"), [("text", 3500), ("all", 4800)])
+def test_operations_of_a_step_of_stable_diffusion_1(widths, most):
+    contender = contenders.own(_scene("narrow", widths=widths))
+    problem = contender.problem(0)
+    with Ops() as ops:
+        contender.backward(problem)
+    assert ops.count <= most
+
+
+def test_activations_of_stable_diffusion_1_take_half_of_the_web_uis():
+    """At 512 pixels in bfloat16, every width trained."""
+    scene = _scene("sd15", precision="bf16", device="meta")
+    peaks = {
+        name: hold(CONTENDERS[name](scene)).peak
+        for name in ("webui", "hn", "hn-gradient-checkpointing")
+    }
+    assert peaks["hn"] <= 0.55 * peaks["webui"]
+    assert peaks["hn-gradient-checkpointing"] <= 0.15 * peaks["webui"]
+
+
+def test_operations_on_numbers_are_those_of_products_and_convolutions():
+    """What transforming the text in every layer adds is known."""
+    scene = _scene("tiny", widths="text", device="meta")
+    width, tokens, layers = 96, scene.shape.tokens, 7
+    product = 2 * tokens * width * 2 * width  # one layer of one module
+    once, each = (calculate(CONTENDERS[name](scene)) for name in ("hn", "hn-per-layer"))
+    # Of two modules: 2 layers, the gradients of their weights, and of what the second reads.
+    assert each - once == (layers - 1) * 2 * (2 + 2 + 1) * product
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resolution": 100}, "multiple of 16 for tiny; found 100"),
+        ({"resolution": 0}, "multiple of 16"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"device": "tpu"}, "one of cpu.*'tpu'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(changes, message):
+    with pytest.raises(OptionError, match=message):
+        _scene("tiny", **changes)
