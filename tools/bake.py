@@ -43,7 +43,10 @@ def bake(args: argparse.Namespace) -> None:
     if args.output.is_file() and not args.overwrite:
         raise OptionError(f"{args.output} is there already: choose another, or give --overwrite")
     if not args.base.exists():
-        raise OptionError(f"{args.base} is neither a folder nor a file: fetch the model first")
+        raise OptionError(
+            f"{args.base} is neither a folder nor a file; fetch a model of the hub first: hf "
+            "download OWNER/NAME --local-dir FOLDER"
+        )
     cli.quiet_libraries()
 
     from hn.diffusion.surgery.baking import bake

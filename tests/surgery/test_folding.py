@@ -10,10 +10,12 @@ from tests import tiny
 from tests.surgery import nets
 
 
-@pytest.fixture(scope="module")
-def unet():
+@pytest.fixture(scope="module", params=["SD 1", "SD 2"])
+def unet(request):
     torch.manual_seed(0)
-    return tiny.make_unet().double()
+    if request.param == "SD 1":
+        return tiny.make_unet().double()
+    return tiny.make_unet(use_linear_projection=True, transformer_layers_per_block=2).double()
 
 
 @torch.no_grad()
