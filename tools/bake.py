@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from hn import cli
-from hn.errors import OptionError, UserError
+from hn.errors import INTERRUPTED, OptionError, UserError
 
 
 def main() -> int:
@@ -35,6 +35,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted")
+        return INTERRUPTED
     return 0
 
 

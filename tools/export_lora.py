@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hn import cli
 from hn.diffusion.surgery import options
-from hn.errors import OptionError, UserError
+from hn.errors import INTERRUPTED, OptionError, UserError
 
 
 def main() -> int:
@@ -39,6 +39,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted")
+        return INTERRUPTED
     return 0
 
 

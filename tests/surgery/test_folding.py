@@ -80,6 +80,10 @@ def test_what_is_not_linear_is_refused_with_the_remedy(unet, structure, reason):
 
 def test_other_reasons_not_to_fold(unet):
     net = nets.make(0)
+    half = tiny.make_unet().half()
+    with pytest.raises(ModelError, match="folded weights do not fit into"):
+        hn.fold(half, [(net, 1e6)])
+    assert all(bool(tensor.isfinite().all()) for tensor in half.parameters())
     with pytest.raises(OptionError, match="changes while denoising"):
         hn.fold(unet, [(net, hn.Strength(schedule=((0.0, 0.0), (1.0, 1.0))))])
     with pytest.raises(ModelError, match="another base model"):
