@@ -54,11 +54,12 @@ def bake(args: argparse.Namespace) -> None:
 
     from hn.diffusion.surgery.baking import bake
     from hn.network.contents import DTYPES
+    from hn.network.surgery.affine import name_of
     from hn.network.surgery.stacks import read_stack
 
     stack = read_stack(args.hypernetworks, args.strengths)
     found = bake(args.base, stack, args.output, DTYPES.get(args.dtype))
-    print(f"{args.output}: {args.base} with {', '.join(net.provenance.name for net, _ in stack)}")
+    print(f"{args.output}: {args.base} with {', '.join(name_of(net) for net, _ in stack)}")
     print(
         f"attention outputs are the same but for {found.algebra:.1e} (relative, in float64); with "
         f"weights rounded as they are stored, but for {found.stored:.1e}"

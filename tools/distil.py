@@ -1,7 +1,6 @@
-r"""Hypernetworks as one of another structure, smaller or known to more programs.
+"""Hypernetworks as one of another structure, smaller or known to more programs.
 
-    python tools/distil.py gelu_style.pt -o my_style.pt --base stable-diffusion-v1-5/... \
-        --activation_func mish
+    python tools/distil.py gelu_style.pt -o mish_style.pt --activation_func mish --base me/model
     python tools/distil.py one.pt other.pt -o both.pt --layer_structure "1, 1, 1"
 
 It learns to give what they give one after the other, on what attention reads while prompts are
