@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from hn import cli
-from hn.errors import OptionError, UserError
+from hn.errors import INTERRUPTED, OptionError, UserError
 
 
 def main() -> int:
@@ -35,6 +35,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted")
+        return INTERRUPTED
     return 0
 
 
@@ -43,16 +46,20 @@ def bake(args: argparse.Namespace) -> None:
     if args.output.is_file() and not args.overwrite:
         raise OptionError(f"{args.output} is there already: choose another, or give --overwrite")
     if not args.base.exists():
-        raise OptionError(f"{args.base} is neither a folder nor a file: fetch the model first")
+        raise OptionError(
+            f"{args.base} is neither a folder nor a file; fetch a model of the hub first: hf "
+            "download OWNER/NAME --local-dir FOLDER"
+        )
     cli.quiet_libraries()
 
     from hn.diffusion.surgery.baking import bake
     from hn.network.contents import DTYPES
+    from hn.network.surgery.affine import name_of
     from hn.network.surgery.stacks import read_stack
 
     stack = read_stack(args.hypernetworks, args.strengths)
     found = bake(args.base, stack, args.output, DTYPES.get(args.dtype))
-    print(f"{args.output}: {args.base} with {', '.join(net.provenance.name for net, _ in stack)}")
+    print(f"{args.output}: {args.base} with {', '.join(name_of(net) for net, _ in stack)}")
     print(
         f"attention outputs are the same but for {found.algebra:.1e} (relative, in float64); with "
         f"weights rounded as they are stored, but for {found.stored:.1e}"

@@ -56,12 +56,13 @@ def blend(args: argparse.Namespace) -> None:
     if len(names) == 1 and args.layer_structure is None:
         raise OptionError(f"{names[0]} alone is no blend: give another, or --layer_structure")
     how = {"average": blending.average, "sum": blending.add, "sequence": blending.compose}
-    net = how[args.how](read_stack(names, args.weights))
+    stack = read_stack(names, args.weights)
+    net = how[args.how](stack) if len(stack) > 1 else stack[0][0]
     error = 0.0
     if args.layer_structure is not None:
         net, error = (resized := resizing.resize(net, args.layer_structure)).net, resized.worst
     files.save(net, args.output)
-    print(f"{args.output}: {net.provenance.optional_info}, {net.config.layer_structure}")
+    print(f"{args.output}: {net.provenance.optional_info}")
     if error > 1e-6:
         print(f"narrower than its matrices: relative error up to {error:.2e}")
     print(portability.as_lines(portability.in_words(portability.judge(files.read(args.output)))))

@@ -1,12 +1,11 @@
-r"""Hypernetworks as one of another structure, smaller or known to more programs.
+"""Hypernetworks as one of another structure, smaller or known to more programs.
 
-    python tools/distil.py gelu_style.pt -o my_style.pt --base stable-diffusion-v1-5/... \
-        --activation_func mish
+    python tools/distil.py gelu_style.pt -o mish_style.pt --activation_func mish --base me/model
     python tools/distil.py one.pt other.pt -o both.pt --layer_structure "1, 1, 1"
 
-It learns to give what they give together, one after the other, on what attention reads while
-prompts are drawn. The error is measured on other prompts, before and after. A linear structure is
-found at once, others by training. Exit codes: 0 done, 2 settings, 3 pictures, 4 models, 5 disk.
+It learns to give what they give one after the other, on what attention reads while prompts are
+drawn; the error is measured on other prompts, before and after. A linear structure is found at
+once. Exit codes: 0 done, 2 settings, 3 pictures, 4 models, 5 disk.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from hn import cli
 from hn.diffusion.surgery import options
-from hn.errors import OptionError, UserError
+from hn.errors import INTERRUPTED, OptionError, UserError
 
 
 def main() -> int:
@@ -38,6 +37,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted")
+        return INTERRUPTED
     return 0
 
 
@@ -53,24 +55,24 @@ def distil(args: argparse.Namespace) -> None:
     import hn
     from hn.build.substitutes import build_workbench
     from hn.network import files, portability
-    from hn.network.surgery.distilling import Lessons, Rows, errors_of, start, structure_for, teach
+    from hn.network.surgery import distilling
+    from hn.network.surgery.distilling import Lessons
     from hn.network.surgery.stacks import read_stack
 
     files.check_ending(args.output)
     stack = read_stack(args.hypernetworks, args.strengths)
-    student = start(stack, structure_for(stack, args.layer_structure, args.activation_func))
+    config = distilling.structure_for(stack, args.layer_structure, args.activation_func)
+    student = distilling.start(stack, config)
     bench = build_workbench(chosen)
-    seen = bench.sitting.probe(stack, Rows)
+    seen = bench.sitting.probe(stack, distilling.Rows)
     most, others = Lessons.of(seen.most), Lessons.of(seen.others)
-    before = errors_of(student, others)
-    student = teach(student, most, args.fit_steps)
+    before = distilling.errors_of(student, others)
+    student = distilling.teach(student, most, args.fit_steps)
     files.save(student, args.output)
     print(f"{args.output}: {student.provenance.optional_info}")
-    for (dim, side), error in errors_of(student, others).items():
-        print(f"width {dim} {side:<6} error {before[dim, side]:.2%} -> {error:.2%}")
-    print(
-        bench.judge(stack, lambda: hn.attach(bench.base.unet, [(student.to(bench.base.device), 1)]))
-    )
+    print(distilling.as_text(before, distilling.errors_of(student, others)))
+    student, unet = student.to(bench.base.device), bench.base.unet
+    print(bench.judge(stack, lambda: hn.attach(unet, [(student, 1.0)])))
     print(portability.as_lines(portability.in_words(portability.judge(files.read(args.output)))))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hn import cli
 from hn.diffusion.surgery import options
-from hn.errors import OptionError, UserError
+from hn.errors import INTERRUPTED, OptionError, UserError
 
 
 def main() -> int:
@@ -39,6 +39,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted")
+        return INTERRUPTED
     return 0
 
 
@@ -64,7 +67,7 @@ def export(args: argparse.Namespace) -> None:
         found = lora.of_matrices(bench.base.unet, stack, args.rank)
     else:
         seen = bench.sitting.probe(stack, Moments)
-        found = lora.of_contexts(bench.base.unet, seen.most, seen.others, args.rank)
+        found = lora.of_contexts(bench.base.unet, stack, seen.most, seen.others, args.rank)
     lora_file.write(found, args.output, args.format, args.rank, stack)
     print(f"{args.output}: rank {args.rank}, names of {args.format}\n{lora_file.as_text(found)}")
     print(bench.judge(stack, lambda: found.added(bench.base.unet)))

@@ -76,7 +76,7 @@ def judge(contents: Contents, path: Path | None = None) -> list[Verdict]:
             Finding(
                 Outcome.IGNORED,
                 "it reads hypernetworks and does nothing with them",
-                "use A1111, ComfyUI, or diffusers with hn",
+                "use A1111, ComfyUI, or diffusers with hn; or a LoRA of it (tools/export_lora.py)",
             )
         ],
         "ComfyUI": list(_comfyui_file(path)) or list(_comfyui(contents)),
@@ -192,7 +192,7 @@ def _comfyui(contents: Contents) -> Iterator[Finding]:
             f"it knows no activation {activation!r}",
             _CONVERT
             if named_values(mended(contents), "")["activation_func"] in comfyui.ACTIVATIONS
-            else f"train with one of {', '.join(comfyui.ACTIVATIONS)}",
+            else f"tools/distil.py, or train with one of {', '.join(comfyui.ACTIVATIONS)}",
         )
         return
     if comfyui.differs(contents, values):
@@ -250,7 +250,7 @@ def _reasons(contents: Contents, values: Mapping[str, Any]) -> Iterator[Finding]
                 "with layer norm it activates the last layer too",
                 "tools/convert.py --fix, since the activation is not used"
                 if mended(contents).config.activation_func == "linear"
-                else "train without layer norm, with a linear activation, or with activate_output",
+                else "tools/distil.py, or train without layer norm, or with activate_output",
             )
         )
     if list(contents.tensors) != list(contents.packed()):

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hn
+from hn.diffusion.surgery.baking import layers_in
+from hn.diffusion.surgery.single_file import UNET, Names
+from tests import tiny
 from tests.surgery import nets
 
 STRENGTHS = (0.8, 0.4)
@@ -54,7 +58,10 @@ def truth(model, files):
     stack = [(hn.load(path), strength) for path, strength in zip(files, STRENGTHS, strict=True)]
     bare = draw(pipeline)
     with hn.attach(pipeline.unet, stack):
-        return draw(pipeline), bare
+        picture = draw(pipeline)
+    with hn.fold(pipeline, stack):
+        assert psnr(draw(pipeline), picture) > 50
+    return picture, bare
 
 
 def test_a_baked_folder_draws_the_same(model, files, truth, tmp_path, run):
@@ -139,3 +146,35 @@ def test_what_cannot_be_baked_is_refused(model, files, tmp_path, run):
         result = run("bake", *arguments)
         assert (result.returncode, reason in result.stderr) == (code, True), result.stderr
     assert not out.exists()
+
+
+def test_the_names_of_a_unet_are_those_that_diffusers_reads_back(tmp_path):
+    """With blocks without attention, as Stable Diffusion 1 has them."""
+    unet = tiny.make_unet(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=2,
+    )
+    names = Names(tmp_path, layers=2, levels=2)
+    attended = {name.partition(".attentions.")[0] for name in unet.state_dict() if "attn" in name}
+    single = {UNET + names.unet(name, attended): t for name, t in unet.state_dict().items()}
+    back = convert_ldm_unet_checkpoint(single, dict(unet.config))
+    assert back.keys() == unet.state_dict().keys()
+    assert all(torch.equal(tensor, back[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_attention_is_found_in_files_of_every_layout_and_nowhere_else():
+    start = "model.diffusion_model."
+    layers = {
+        f"{start}input_blocks.4.1.transformer_blocks.1.attn2": "down",  # SDXL
+        f"{start}middle_block.1.transformer_blocks.0.attn1": "mid",
+        f"{start}output_blocks.3.1.transformer_blocks.0.attn1": "up",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn2": "up",
+    }
+    others = [
+        "first_stage_model.decoder.mid.attn_1.k",
+        "control_model.input_blocks.1.1.transformer_blocks.0.attn1",
+        f"{start}joint_blocks.0.attn1",
+        "mid_block.attentions.0",  # the autoencoder's
+    ]
+    assert layers_in(f"{name}.to_k.weight" for name in [*layers, *others]) == layers

@@ -142,12 +142,15 @@ def test_the_tool_blends_files_and_resizes(run, tmp_path):
     ]
     result = run("blend", *paths, *flags)
     assert result.returncode == 0, result.stderr
-    assert "sum of net0 (0.5), net1 (2), (1, 0.5, 1)" in result.stdout
+    assert "sum of net0 (0.5), net1 (2), resized to 1-0.5-1" in result.stdout
     assert "relative error up to" in result.stdout
     assert "ComfyUI    runs the same" in result.stdout
     both = hn.load(output)
     assert both.config.layer_structure == (1, 0.5, 1)
     assert (both.provenance.name, both.provenance.step) == ("both", 0)
+    alone = tmp_path / "alone.pt"
+    assert run("blend", paths[0], "-o", alone, "--layer_structure", "1, 1").returncode == 0
+    assert hn.load(alone).provenance.optional_info == "net0, resized to 1-1"
     for arguments, code in [
         ([*paths, "-o", output], 2),
         ([paths[0], "-o", tmp_path / "x.pt"], 2),

@@ -10,10 +10,12 @@ from tests import tiny
 from tests.surgery import nets
 
 
-@pytest.fixture(scope="module")
-def unet():
+@pytest.fixture(scope="module", params=["SD 1", "SD 2"])
+def unet(request):
     torch.manual_seed(0)
-    return tiny.make_unet().double()
+    if request.param == "SD 1":
+        return tiny.make_unet().double()
+    return tiny.make_unet(use_linear_projection=True, transformer_layers_per_block=2).double()
 
 
 @torch.no_grad()
@@ -78,6 +80,10 @@ def test_what_is_not_linear_is_refused_with_the_remedy(unet, structure, reason):
 
 def test_other_reasons_not_to_fold(unet):
     net = nets.make(0)
+    half = tiny.make_unet().half()
+    with pytest.raises(ModelError, match="folded weights do not fit into"):
+        hn.fold(half, [(net, 1e6)])
+    assert all(bool(tensor.isfinite().all()) for tensor in half.parameters())
     with pytest.raises(OptionError, match="changes while denoising"):
         hn.fold(unet, [(net, hn.Strength(schedule=((0.0, 0.0), (1.0, 1.0))))])
     with pytest.raises(ModelError, match="another base model"):

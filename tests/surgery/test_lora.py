@@ -73,6 +73,12 @@ def test_a_bias_of_values_is_said_to_be_lost_and_one_of_keys_is_not(model):
         assert (predict(unet) - truth).norm() / truth.norm() < 1e-5
 
 
+def test_layers_of_other_widths_are_left_alone():
+    found = lora.of_matrices(tiny.make_unet(), [(nets.make(0, dims=(tiny.CONTEXT_DIM,)), 1.0)], 4)
+    assert found.factors
+    assert all(".attn2." in name for name in found.factors)
+
+
 def test_what_is_not_linear_is_fitted_and_measured(model, pictures, run, tmp_path):
     net = nets.make(0, activation_func="mish")
     hn.save(net, tmp_path / "net.pt")

@@ -54,7 +54,8 @@ def _folded(layers: dict[str, Any], maps: Maps) -> Iterator[tuple[nn.Parameter, 
     for name, layer in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
         parameters = _parameters(layer)
         weights = LayerWeights(*(parameter.detach() for parameter in parameters))
-        folded = weights.wide().fold(*maps(name.partition("_")[0], weights.dim))
+        maps_here = maps(name.partition("_")[0], weights.dim)
+        folded = weights.wide().fold(*maps_here).stored(weights, None)
         _, to_k, to_v, _, bias = parameters
         yield from ((to_k, folded.to_k), (to_v, folded.to_v), (bias, folded.bias))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hn.errors import ModelError
 from hn.network.surgery.affine import WIDE, Affine
 
 BATCH, QUERIES, TOKENS = 2, 32, 77
@@ -39,9 +40,15 @@ class LayerWeights:
         return type(self)(*(getattr(self, f.name).detach().cpu().to(WIDE) for f in fields(self)))
 
     def stored(self, like: Self, dtype: torch.dtype | None) -> Self:
-        """In a precision, or each in that of another."""
+        """In a precision, or each in that of another. Raises `ModelError` if it has no room."""
         pairs = ((getattr(self, f.name), getattr(like, f.name).dtype) for f in fields(self))
-        return type(self)(*(tensor.to(dtype or own) for tensor, own in pairs))
+        stored = type(self)(*(tensor.to(dtype or own) for tensor, own in pairs))
+        if not all(bool(getattr(stored, f.name).isfinite().all()) for f in fields(self)):
+            raise ModelError(
+                f"folded weights do not fit into {stored.to_k.dtype}: use a smaller strength, or "
+                "load or store them in float32 (--dtype fp32)"
+            )
+        return stored
 
     def fold(self, for_k: Affine, for_v: Affine) -> Self:
         """Of weights in float64: read contexts through these from now on."""

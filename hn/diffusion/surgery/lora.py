@@ -68,7 +68,7 @@ def of_matrices(unet: Any, stack: Choices, rank: int) -> Lora:
     """
     maps = maps_of(stack, context_dims(unet), "its singular values", "Use --fit contexts.")
     lora = Lora({}, {}, {})
-    for name, part, side, dim in _parts(unet):
+    for name, part, side, dim in _parts(unet, stack):
         change = _change(maps, name, dim, side)
         weight = part.weight.detach().cpu().to(WIDE)
         matrix, constant = weight @ change.weight, weight @ change.bias
@@ -81,10 +81,12 @@ def of_matrices(unet: Any, stack: Choices, rank: int) -> Lora:
     return lora
 
 
-def of_contexts(unet: Any, seen: dict[str, Moments], others: dict[str, Moments], rank: int) -> Lora:
+def of_contexts(
+    unet: Any, stack: Choices, seen: dict[str, Moments], others: dict[str, Moments], rank: int
+) -> Lora:
     """The best LoRA for contexts that were `seen`; what is lost is measured on `others`."""
     lora = Lora({}, {}, {})
-    for name, part, side, dim in _parts(unet):
+    for name, part, side, dim in _parts(unet, stack):
         layer = name.rpartition(".")[0]
         factors = regression.fit(seen[layer].of(side, part.weight), rank)
         check = others[layer].of(side, part.weight)
@@ -94,13 +96,15 @@ def of_contexts(unet: Any, seen: dict[str, Moments], others: dict[str, Moments],
     return lora
 
 
-def _parts(unet: Any) -> Iterator[tuple[str, nn.Linear, str, int]]:
-    """Every `to_k` and `to_v`: name, layer, side, and the width of contexts."""
+def _parts(unet: Any, stack: Choices) -> Iterator[tuple[str, nn.Linear, str, int]]:
+    """Every `to_k` and `to_v` that a stack has to do with: name, layer, side, width of contexts."""
     layers = attention_layers(unet)
+    dims = {dim for net, _ in stack for dim in net.dims}
     for name, layer in tqdm(layers.items(), "LoRA", unit="layer", delay=1, leave=False):
         for side in "kv":
             part = getattr(layer, f"to_{side}")
-            yield f"{name}.to_{side}", part, side, part.in_features
+            if part.in_features in dims:
+                yield f"{name}.to_{side}", part, side, part.in_features
 
 
 def _change(maps: Maps, name: str, dim: int, side: str) -> Affine:

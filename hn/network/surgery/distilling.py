@@ -88,6 +88,15 @@ def errors_of(student: Hypernetwork, lessons: Lessons) -> Errors:
     return found
 
 
+def as_text(before: Errors, after: Errors) -> str:
+    """Errors by width and side, in words."""
+    return "\n".join(
+        f"width {dim:<8} {'keys' if side == 'k' else 'values':<7} error {before[dim, side]:.2%} -> "
+        f"{error:.2%}"
+        for (dim, side), error in after.items()
+    )
+
+
 def start(teachers: Stack, config: HypernetworkConfig, seed: int = 0) -> Hypernetwork:
     """A student that has learnt nothing yet; with the weights of a teacher of the same layers.
 

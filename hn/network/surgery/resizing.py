@@ -10,7 +10,7 @@ from torch import Tensor
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig, Provenance
 from hn.network.module import Hypernetwork
-from hn.network.surgery.affine import WIDE, Affine, change_of, check_linear
+from hn.network.surgery.affine import WIDE, Affine, change_of, check_linear, name_of
 
 FLAT = (1, 1)  # one matrix: the least that holds any
 
@@ -37,7 +37,10 @@ def resize(net: Hypernetwork, structure: tuple[float, ...]) -> Resized:
     changes = {
         (dim, side): change_of(net.module(dim, side), dim) for dim in net.dims for side in "kv"
     }
-    return from_affine(changes, structure, net.provenance)
+    told = net.provenance.optional_info or name_of(net)
+    words = "-".join(f"{multiplier:g}" for multiplier in structure)
+    origin = replace(net.provenance, optional_info=f"{told}, resized to {words}")
+    return from_affine(changes, structure, origin)
 
 
 def from_affine(
