@@ -54,10 +54,10 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
     guard = build.build_guard(config, accelerator, hypernetwork, ready.clip_bounds)
     reporter = build.build_reporter(
-        config, accelerator, status.folder, state, batches, guard, rates.end
+        config, accelerator, status.folder, state, batches, guard, rates.end, status.found
     )
     observers = build.build_observers(
-        config, accelerator, base, plain, painter, held_out, status.folder, reporter
+        config, accelerator, base, plain, painter, held_out, status.folder, reporter, status.found
     )
     checkpoints = build.build_checkpoints(config, accelerator, status.folder, guard)
 
@@ -150,6 +150,11 @@ def as_user_error(error: Exception) -> Exception:
     if isinstance(error, torch.OutOfMemoryError):
         return StorageError(
             f"the GPU's memory is full ({error}). Lower train_batch_size (and raise "
+            "gradient_accumulation_steps), set gradient_checkpointing, or lower resolution."
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return StorageError(
+            f"the memory is full ({error}). Lower train_batch_size (and raise "
             "gradient_accumulation_steps), set gradient_checkpointing, or lower resolution."
         )
     if isinstance(error, torch.distributed.DistError):

@@ -6,6 +6,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from hn.config import Config
+from hn.data.tally import Tally
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.pipeline import Painter
@@ -62,11 +63,12 @@ def build_observers(
     held_out: Pictures | None,
     folder: Path,
     reporter: Reporter,
+    tally: Tally,
 ) -> Observers:
     """Previews, residual ratios, held-out loss."""
     validation = config.validation
     return Observers(
-        Preview(accelerator, painter, denoiser.attachment, validation, folder, reporter),
+        Preview(accelerator, painter, denoiser.attachment, validation, folder, reporter, tally),
         Residuals(accelerator, denoiser, validation.validation_steps, reporter),
         Heldout(accelerator, base, denoiser, held_out, config, reporter),
     )

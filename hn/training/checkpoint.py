@@ -176,7 +176,7 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
     if damage is not None:
         raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
     saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    _check_fingerprint(saved["fingerprint"], state.fingerprint, path)
+    check_fingerprint(saved["fingerprint"], state.fingerprint, path)
     net = load_hypernetwork(path / f"{saved['artifact']}.safetensors")
     state.hypernetwork.take_weights(net)
     state.hypernetwork.describe(step=saved["step"])
@@ -189,6 +189,14 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> None:
         state.stream.restore(saved["streams"][process])
     state.best = Best(**saved["best"])
     state.step = saved["step"]
+
+
+def read_fingerprint(path: Path) -> dict[str, Any]:
+    """What the run of a checkpoint was. Raises `ModelError` for a damaged one."""
+    damage = fault(path)
+    if damage is not None:
+        raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))["fingerprint"]
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -256,7 +264,8 @@ def _describe(
     }
 
 
-def _check_fingerprint(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+def check_fingerprint(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+    """Raises `OptionError` naming what differs from the run that a checkpoint is of."""
     current = json.loads(json.dumps(current))  # tuples are lists in the file
     differing = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
     if differing:
