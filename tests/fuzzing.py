@@ -24,6 +24,7 @@ from hn.network import files
 SECONDS = 5  # for one file
 MIB = 2**20
 _FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.mkdir", "os.remove")
+_NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
 _WRITING = set("wax+")
 
 
@@ -44,9 +45,12 @@ class Watch:
 
     def __init__(self) -> None:
         self.happened: list[str] | None = None
+        self.offline = False  # whether whoever asks for the network is told that there is none
         sys.addaudithook(self._note)
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.offline and event.startswith(_NETWORK):
+            raise ConnectionRefusedError(f"{event} {arguments!r:.200}")
         if self.happened is None:
             return
         mode = arguments[1] if event == "open" else None
@@ -70,6 +74,16 @@ def watched() -> Iterator[list[str]]:
         yield happened
     finally:
         watch.happened = None
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Nobody reaches the network meanwhile."""
+    the_watch().offline = True
+    try:
+        yield
+    finally:
+        the_watch().offline = False
 
 
 def changed(data: bytes, random: Random, dense: int = 1500) -> bytes:
