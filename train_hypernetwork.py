@@ -66,10 +66,10 @@ def train(
         config, accelerator, hypernetwork, ready.clip_bounds, batches, rates.end
     )
     reporter = build.build_reporter(
-        config, accelerator, status.folder, state, batches, guard, rates.end
+        config, accelerator, status.folder, state, batches, guard, rates.end, status.found
     )
     observers = build.build_observers(
-        config, accelerator, base, plain, painter, held_out, status.folder, reporter
+        config, accelerator, base, plain, painter, held_out, status.folder, reporter, status.found
     )
     checkpoints = build.build_checkpoints(config, accelerator, status.folder, guard)
     recovery = build.build_recovery(config, accelerator, guard, checkpoints, reporter, state)
@@ -186,6 +186,12 @@ def as_user_error(error: Exception) -> Exception:
         )
     if isinstance(error, OSError) and error.errno in DISK:
         return StorageError(f"{error}. Free some space, or mend the disk; then resume.")
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return StorageError(
+            f"the memory is full ({error}). Lower train_batch_size (and raise "
+            "gradient_accumulation_steps), set gradient_checkpointing or memory_budget_gib, or "
+            "lower resolution."
+        )
     if is_broken(error):
         return DistributedError(
             f"another process ended or does not answer ({error}). Its own message says why; resume "

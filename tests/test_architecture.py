@@ -28,6 +28,14 @@ FLOORS = [
 EXEMPT = {"hn"}
 
 
+# What reads pickles, or runs a stranger's code, whatever it is called.
+PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE = (
+    r"\bload_state\(|save_state\(|register_for_checkpointing|trust_remote_code"
+    r"|weights_only\s*=\s*False|allow_pickle\s*=\s*True|unsafe_load|yaml\.load\(|(?<![.\w])(eval|exec)\("
+)
+
+
 def _name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -94,9 +102,15 @@ def test_foreign_files_are_read_in_one_place():
         for call in re.findall(r"torch\.load\([^\n]*", source):
             assert "weights_only=True" in call, f"{path}: {call}"
             assert _name(path) in allowed, path
-        assert not re.search(r"load_state\(|register_for_checkpointing|pickle\.loads?\(", source), (
-            path
-        )
+        found = re.search(UNSAFE, source)
+        assert found is None, f"{path}: {found}"
+        assert not {it.split(".")[0] for it in _imports(path)} & PICKLERS, path
+        assert "torch.load" not in _imports(path), path
+
+
+def test_the_rule_would_be_broken_by_what_it_forbids():
+    for line in ("accelerator.load_state(x)", "trust_remote_code=True", "weights_only = False"):
+        assert re.search(UNSAFE, line), line
 
 
 def test_modules_and_functions_stay_small():

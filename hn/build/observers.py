@@ -6,6 +6,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from hn.config import Config
+from hn.data.tally import Tally
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.pipeline import Painter
@@ -62,6 +63,7 @@ def build_observers(
     held_out: Pictures | None,
     folder: Path,
     reporter: Reporter,
+    tally: Tally,
 ) -> Observers:
     """Previews, residual ratios, held-out loss.
 
@@ -70,7 +72,7 @@ def build_observers(
     validation, looks = config.validation, accelerator.is_main_process or base.sharded
     painter = painter if looks else None
     return Observers(
-        Preview(accelerator, painter, denoiser.attachment, validation, folder, reporter),
+        Preview(accelerator, painter, denoiser.attachment, validation, folder, reporter, tally),
         Residuals(denoiser, validation.validation_steps, reporter, looks=looks),
         Heldout(base, denoiser, held_out, config, reporter, looks=looks),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from hn.build.processes import build_layout, build_workers
-from hn.build.prompts import build_prompts, encode_prompts
+from hn.build.prompts import build_prompts, encode_prompts, tell_cut
 from hn.build.splitting import divide
 from hn.build.streams import build_stream, build_streamed_batches
 from hn.config import Config, DataConfig
@@ -44,6 +44,7 @@ class Datasets:
     train: Dataset | Stream | None = None
     held_out: Dataset | None = None
     sizes: NDArray[np.int32] | None = None  # (N, 2), upright, of those to train on, where known
+    tally: Tally = field(default_factory=Tally)  # what is odd with them
 
 
 def build_datasets(
@@ -54,7 +55,7 @@ def build_datasets(
     build_framing(config)
     template = load_template(data.template)
     if data.cached_data_dir is not None:
-        return Datasets()
+        return Datasets(tally=tally)
     cache = build_cache(config)
     kept = not data.streaming or data.validation_data_dir is not None  # of a stream, nothing is
     if kept and not config.output.dry_run:
@@ -70,12 +71,14 @@ def build_datasets(
             if data.validation_split:
                 division = divide(train, data.validation_split, config.training.seed)
                 print(division)
-                return Datasets(division.train, division.held_out)
+                return Datasets(division.train, division.held_out, tally=tally)
         if data.validation_data_dir is None:
-            return Datasets(train, None, sizes)
+            return Datasets(train, None, sizes, tally)
         held_out = read_configured_folder(data, "validation_data_dir", tally)
         check_captions(held_out, template, data)
-        return Datasets(train, _checked(held_out, "held_out", data, cache, tally).dataset, sizes)
+        return Datasets(
+            train, _checked(held_out, "held_out", data, cache, tally).dataset, sizes, tally
+        )
 
 
 def _checked(dataset: Dataset, about: str, data: DataConfig, cache: Cache, tally: Tally) -> Checked:
@@ -109,6 +112,7 @@ def build_latents(
     base: BaseModel,
     cache: Cache,
     split: str,
+    tally: Tally | None = None,
 ) -> Latents:
     """What the cache has of the pictures; what it lacks is encoded into it first."""
     if dataset is None:
@@ -118,7 +122,7 @@ def build_latents(
         accelerator.print(f"{what}: {len(index)} pictures, from {config.data.cached_data_dir}")
     else:
         encoder, workers = build_encoder(config, base, split), build_workers(accelerator)
-        index = cache_pictures(dataset, encoder, cache, split, workers)
+        index = cache_pictures(dataset, encoder, cache, split, workers, tally)
     if split == "train" and accelerator.is_main_process:
         _report_sizes(config, index, None if dataset is None else cache.folder)
     return Latents(index, cache.store, config.data.latent_sampling, config.training.seed)
@@ -153,19 +157,23 @@ def build_batches(
             config, accelerator, datasets.train, base, build_framing(config)
         )
     training, layout = config.training, build_layout(config, accelerator)
-    latents = build_latents(config, accelerator, datasets.train, base, cache, "train")
+    latents = build_latents(
+        config, accelerator, datasets.train, base, cache, "train", datasets.tally
+    )
     prompts = build_prompts(config, latents.index)
-    if encode_prompts(config, accelerator, prompts, contexts, base):
+    with said_once(accelerator):
+        tell_cut(prompts, latents.index.words["name"], base.text_encoder, datasets.tally)
+    encoded = encode_prompts(config, accelerator, prompts, contexts, base, datasets.tally)
+    if encoded:
         base.free_text_encoder()
     if config.validation.validation_prompt:
         base.park_vae()
     else:
         base.free_vae()
     if layout.global_batch > len(latents) >= layout.batch_size:  # otherwise it was said of a batch
-        accelerator.print(
-            f"{len(latents)} pictures for a global batch of {layout.global_batch}: steps repeat "
-            "pictures"
-        )
+        few = f"{len(latents)} pictures for a global batch of {layout.global_batch}"
+        accelerator.print(f"{few}: steps repeat pictures")
+        datasets.tally.keep("train", "repeated", few, [], count=layout.global_batch - len(latents))
     return Batches(latents, prompts, contexts, layout, training.seed)
 
 
@@ -184,7 +192,9 @@ def build_held_out(
             # left by a run that held out what this one trains on
             cache.index_path("validation").unlink(missing_ok=True)
         return None
-    latents = build_latents(config, accelerator, datasets.held_out, base, cache, "validation")
+    latents = build_latents(
+        config, accelerator, datasets.held_out, base, cache, "validation", datasets.tally
+    )
     pictures = pictures_of(latents, build_prompts(config, latents.index), contexts)
     contexts.cache(pictures.prompts, build_workers(accelerator))
     return pictures

@@ -6,7 +6,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -15,16 +15,16 @@ from hn import errors
 from hn.build.models import check_base_model
 from hn.build.needs import checkpoint_bytes, meta_hypernetwork
 from hn.build.pictures import Datasets, build_datasets
-from hn.build.run import build_publisher, build_schedules
+from hn.build.run import build_publisher, build_schedules, settings_fingerprint
 from hn.build.start import Start, build_start, check_fit
 from hn.config import Config
 from hn.data.tally import Tally
 from hn.diffusion.layout import is_single_file
 from hn.diffusion.outline import Outline
-from hn.errors import HubError, StorageError, UserError, listed
+from hn.errors import HubError, OptionError, StorageError, UserError, listed
 from hn.hub.publisher import Publisher
 from hn.storage import existing_parent
-from hn.training.checkpoint import fault, find
+from hn.training.checkpoint import check_fingerprint, find, read_fingerprint
 from hn.training.optimizers import build_optimizer
 from hn.training.schedule import Schedule
 from hn.training.status import Status
@@ -32,6 +32,7 @@ from hn.training.status import Status
 P = ParamSpec("P")
 T = TypeVar("T")
 MIB = 2**20
+ANY_RATE = 1e-3  # for a first look at an optimizer
 CHECKPOINTS = 3  # that must fit on the disk: the last two, and the one being written
 
 
@@ -56,13 +57,13 @@ def build_ready(config: Config, accelerator: Accelerator, status: Status) -> Rea
     status.found = tally
     publisher = attempts(build_publisher, config, accelerator, status)
     schedules = attempts(build_schedules, config)
-    attempts(_check_checkpoint, config, status.folder)
+    attempts(_check_checkpoint, config, accelerator.num_processes, status.folder)
     start = attempts(build_start, config, accelerator, tally)
     outline = None
     if attempts.succeeded(check_base_model, config):
         outline = attempts(_outline, config)
-    if start is not None and schedules is not None:
-        attempts(_check_fit, config, outline, start, schedules[0].rate(0))
+    if start is not None:
+        attempts(_check_fit, config, outline, start)
         attempts(_check_disk, config, outline, start, status.folder)
     datasets = attempts(build_datasets, config, accelerator, tally)
     attempts.conclude(accelerator)
@@ -120,22 +121,45 @@ def _outline(config: Config) -> Outline | None:
     return None
 
 
-def _check_checkpoint(config: Config, folder: Path) -> None:
-    """Refuse to resume from nothing. Raises `ModelError`; what is passed over is said later."""
+def _check_checkpoint(config: Config, processes: int, folder: Path) -> None:
+    """Refuse to resume from nothing, or with settings of another run.
+
+    Raises `ModelError` or `OptionError`; what is passed over is said when it is restored.
+    """
     which = config.output.resume_from_checkpoint
-    if which is not None:
-        with redirect_stdout(StringIO()):
-            path, _ = find(folder / "checkpoints", which)
-        damage = fault(path)
-        if damage is not None:
-            raise errors.ModelError(f"the checkpoint {path} cannot be used: {damage}")
+    if which is None:
+        return
+    with redirect_stdout(StringIO()):
+        path, _ = find(folder / "checkpoints", which)
+    saved, now = read_fingerprint(path), settings_fingerprint(config, processes)
+    try:
+        check_fingerprint(
+            {key: saved.get(key) for key in now}, now, path, config.output.allow_change
+        )
+    except OptionError as error:
+        if saved.get("global_batch") == now["global_batch"]:
+            raise
+        raise OptionError(f"{error}\n  {_global_batch(saved, config, processes)}") from error
 
 
-def _check_fit(config: Config, outline: Outline | None, start: Start, rate: float) -> None:
+def _global_batch(saved: dict[str, Any], config: Config, processes: int) -> str:
+    """What makes the global batch that it was, as near as can be to what was asked for."""
+    wanted, asked = saved.get("global_batch"), config.training.train_batch_size
+    if not isinstance(wanted, int) or wanted % processes:
+        return f"a global batch of {wanted} cannot be dealt out to {processes} processes"
+    each = wanted // processes
+    size = min((n for n in range(1, each + 1) if each % n == 0), key=lambda n: abs(n - asked))
+    return (
+        f"with {processes} processes that is train_batch_size {size} with "
+        f"gradient_accumulation_steps {each // size}"
+    )
+
+
+def _check_fit(config: Config, outline: Outline | None, start: Start) -> None:
     """Hold settings against the base model, and try the optimizer on weights without memory."""
     if outline is not None:
         check_fit(config, outline, start)
-    build_optimizer(meta_hypernetwork(config, outline, start), config.optimizer, rate)
+    build_optimizer(meta_hypernetwork(config, outline, start), config.optimizer, ANY_RATE)
 
 
 def _check_disk(config: Config, outline: Outline | None, start: Start, folder: Path) -> None:

@@ -1,11 +1,14 @@
 """What draws prompts, and whether their contexts are encoded beforehand."""
 
+from collections.abc import Sequence
+
 from accelerate import Accelerator
 
 from hn.build.processes import build_workers
 from hn.config import Config
 from hn.data.cache.contexts import Contexts
 from hn.data.cache.index import Index
+from hn.data.tally import Tally
 from hn.data.words.captions import load_template
 from hn.data.words.prompts import EXAMPLES, Prompts
 from hn.diffusion.base_model import BaseModel
@@ -22,9 +25,16 @@ def build_prompts(config: Config, index: Index) -> Prompts:
 
 
 def encode_prompts(
-    config: Config, accelerator: Accelerator, prompts: Prompts, contexts: Contexts, base: BaseModel
+    config: Config,
+    accelerator: Accelerator,
+    prompts: Prompts,
+    contexts: Contexts,
+    base: BaseModel,
+    tally: Tally | None = None,
 ) -> bool:
     """Encode all prompts, if they are few enough; whether the text encoder has done its work.
+
+    What is odd with them is said, and goes into the `tally`.
 
     What is decided follows from the settings and the captions alone, not from the memory that is
     free: a resumed run must draw the same prompts. Raises `OptionError` if the variants that are
@@ -34,6 +44,8 @@ def encode_prompts(
     limit = int(config.data.text_cache_gib * 2**30) // encoder.context_nbytes
     every = prompts.all(limit)
     remarks = encoder.remarks(every or prompts.examples())
+    if remarks and tally is not None:
+        tally.keep("prompts", "remarks", "to be known of the prompts", remarks)
     if remarks and len(prompts) > EXAMPLES and every is None:
         remarks.append(f"that is of {EXAMPLES} pictures looked at, of {len(prompts)}")
     for remark in [*remarks, _decided(config, prompts, every, encoder, limit)]:
@@ -42,6 +54,17 @@ def encode_prompts(
         return False
     contexts.cache(every, build_workers(accelerator))
     return True
+
+
+def tell_cut(prompts: Prompts, names: Sequence[str], encoder: TextEncoder, tally: Tally) -> None:
+    """Which pictures have a prompt that is cut, of the first `EXAMPLES`, the longest first."""
+    if encoder.syntax != "plain":
+        return
+    excess = {}
+    for row in range(min(len(prompts), EXAMPLES)):
+        excess[names[row]] = max(map(encoder.excess_tokens, prompts.plain(row)))
+    cut = sorted((name for name in excess if excess[name]), key=lambda name: -excess[name])
+    tally.add("prompts", "cut", f"prompts cut at {encoder.length} tokens", cut)
 
 
 def _decided(

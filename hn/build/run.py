@@ -14,6 +14,7 @@ from hn.config import Config
 from hn.data.batches import Batches
 from hn.data.cache import changes
 from hn.data.streaming.batches import StreamedBatches
+from hn.data.tally import Tally
 from hn.data.words.captions import template_identity
 from hn.errors import OptionError
 from hn.hub.publisher import Publisher
@@ -137,6 +138,15 @@ def _fingerprint(
     batches: Batches | StreamedBatches,
 ) -> dict[str, Any]:
     """What makes the run what it is. Rates, bounds and the number of steps may change."""
+    return {
+        "structure": asdict(hypernetwork.config),
+        "pictures": batches.digest,
+        **settings_fingerprint(config, accelerator.num_processes),
+    }
+
+
+def settings_fingerprint(config: Config, processes: int) -> dict[str, Any]:
+    """What of that the settings say, before anything is loaded."""
     training, data = config.training, config.data
     vae = config.model.pretrained_vae_model_name_or_path
     return {
@@ -145,13 +155,11 @@ def _fingerprint(
         "prediction_type": config.model.prediction_type,
         "prompt_syntax": config.model.prompt_syntax,
         "clip_skip": config.model.clip_skip,
-        "structure": asdict(hypernetwork.config),
-        "pictures": batches.digest,
         "global_batch": training.train_batch_size
         * training.gradient_accumulation_steps
-        * accelerator.num_processes,
+        * processes,
         "seed": training.seed,
-        **({"processes": accelerator.num_processes} if data.streaming else {}),
+        **({"processes": processes} if data.streaming else {}),
         # of buckets, where it says how many pictures of one size come together
         **({"train_batch_size": training.train_batch_size} if data.resize_mode == "bucket" else {}),
         **{name: getattr(data, name) for name in OF_DATA},
@@ -183,12 +191,13 @@ def build_reporter(
     batches: Batches | StreamedBatches,
     guard: Guard,
     last_step: int,
+    tally: Tally | None = None,
 ) -> Reporter:
     """Progress bar, files and trackers."""
     counts = batches.counts if isinstance(batches, StreamedBatches) else dict
     if accelerator.is_main_process:
         names, run = config.output.report_to, config.network.name
-        accelerator.log_with += build_trackers(names, folder, run, state.step)
+        accelerator.log_with += build_trackers(names, folder, run, state.step, tally)
         accelerator.init_trackers(run, config=_settings(folder))
     return Reporter(
         accelerator,

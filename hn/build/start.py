@@ -88,19 +88,22 @@ def check_fit(config: Config, outline: Outline, start: Start) -> None:
 
     Raises `ModelError` or `OptionError`, as its parts would once they are.
     """
-    given = config.network.dims if start.hypernetwork is None else start.hypernetwork.dims
-    _check_dims(given, outline.dims, outline.name)
+    if start.hypernetwork is None:
+        _check_dims(config.network.dims, outline.dims, outline.name)
+    else:
+        source = f" of {config.network.hypernetwork_path}"
+        _check_dims(start.hypernetwork.dims, outline.dims, outline.name, source)
     check_clip_skip(config.model.clip_skip, outline.text_layers)
     check_range(config.objective, outline.timesteps)
     if config.model.enable_xformers_memory_efficient_attention:
         choose_kernel(None, "xformers")
 
 
-def _check_dims(dims: tuple[int, ...], known: tuple[int, ...], name: str) -> None:
+def _check_dims(dims: tuple[int, ...], known: tuple[int, ...], name: str, source: str = "") -> None:
     unknown = [dim for dim in dims if dim not in known]
     if unknown:
         raise ModelError(
-            f"dims {unknown} are not context widths of {name}; it has {known}: leave the "
+            f"dims {unknown}{source} are not context widths of {name}; it has {known}: leave the "
             "others out, or take the base model that they were made for"
         )
 

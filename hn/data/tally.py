@@ -40,9 +40,22 @@ class Tally:
         `count`: how many there are of which these are the first. `whole`: keep all of them.
         """
         count = len(names) if count is None else count
-        if not count:
-            return
-        print(f"{words}{'' if source is None else f', of {source}'}: {named(names, count)}")
+        if count:
+            print(f"{words}{'' if source is None else f', of {source}'}: {named(names, count)}")
+            self.keep(about, kind, words, names, count=count, whole=whole)
+
+    def keep(
+        self,
+        about: str,
+        kind: str,
+        words: str,
+        names: Sequence[str],
+        *,
+        count: int | None = None,
+        whole: bool = False,
+    ) -> None:
+        """The same of what is said elsewhere."""
+        count = len(names) if count is None else count
         kinds = self._found.setdefault(about, {})
         before = kinds.get(kind, _Finding(words, [], 0))
         kept = [*before.names, *names]

@@ -44,14 +44,16 @@ def read(path: Path) -> Any:
         raise ModelError(
             f"{path} was refused: it is damaged, or holds more than numbers and plain values "
             f"({_reason(error)}). Loading it could run a stranger's code, so there is no switch "
-            "for that; ask for a .safetensors file."
+            "for that; ask for a .safetensors file, or for one that torch.save(state, file) wrote "
+            "as it comes, state being a dict of tensors, numbers, text, lists and dicts."
         ) from error
 
 
 def _reason(error: Exception) -> str:
     """What torch stumbled over, in a line, without its advice to trust the file."""
     text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    line = (text.strip() or type(error).__name__).splitlines()[0]
+    lines = [line for line in text.splitlines() if line.strip() and "eights" not in line]
+    line = lines[0].strip() if lines else type(error).__name__
     return printable(line.partition(" Please use ")[0])[:300]
 
 
@@ -166,6 +168,10 @@ def _looks_like(data: bytes) -> str:
         return "it is a web page"
     if start.startswith(b"{"):
         return "it is JSON text"
+    if data[:4] == b"\x89PNG" or data[:3] == b"\xff\xd8\xff":
+        return "it is a picture"
+    if data[257:262] == b"ustar":
+        return "it is a tar archive, torch's oldest form, whose reader runs code"
     if data[8:9] == b"{":
         return "it is a .safetensors file under another name"
     if data[:1] == b"\x80":

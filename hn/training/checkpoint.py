@@ -140,7 +140,7 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> list[str]:
     if damage is not None:
         raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
     saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    differing = _check_fingerprint(saved["fingerprint"], state, path)
+    differing = check_fingerprint(saved["fingerprint"], state.fingerprint, path, state.may_differ)
     net = load_hypernetwork(path / f"{saved['artifact']}.safetensors")
     state.hypernetwork.take_weights(net)
     state.hypernetwork.describe(step=saved["step"])
@@ -155,6 +155,14 @@ def restore(path: Path, state: TrainingState, process: int = 0) -> list[str]:
     state.health = Health(**saved.get("health", {}))  # of older versions: none
     state.step = saved["step"]
     return differing
+
+
+def read_fingerprint(path: Path) -> dict[str, Any]:
+    """What the run of a checkpoint was. Raises `ModelError` for a damaged one."""
+    damage = fault(path)
+    if damage is not None:
+        raise ModelError(f"the checkpoint {path} cannot be used: {damage}")
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))["fingerprint"]
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -247,17 +255,19 @@ def _describe(
     }
 
 
-def _check_fingerprint(saved: dict[str, Any], state: TrainingState, path: Path) -> list[str]:
+def check_fingerprint(
+    saved: dict[str, Any], current: dict[str, Any], path: Path, may_differ: tuple[str, ...]
+) -> list[str]:
     """What differs between the checkpoint's run and this one, and may. Raises `OptionError`."""
-    current = json.loads(json.dumps(state.fingerprint))  # tuples are lists in the file
+    current = json.loads(json.dumps(current))  # tuples are lists in the file
     lines = {
         key: f"  {key}: {saved.get(key)!r} then, {current.get(key)!r} now"
         for key in sorted({*saved, *current})
         if saved.get(key) != current.get(key)
     }
-    refused = [line for key, line in lines.items() if key not in state.may_differ]
+    refused = [line for key, line in lines.items() if key not in may_differ]
     if refused:
-        changeable = [key for key in lines if key in CHANGEABLE and key not in state.may_differ]
+        changeable = [key for key in lines if key in CHANGEABLE and key not in may_differ]
         remedy = f"; or allow it: --allow_change {' '.join(changeable)}" if changeable else ""
         raise OptionError(
             f"{path} is of another run; set these back, or start a new one under another name"

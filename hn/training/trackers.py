@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from hn.data.tally import Tally
 from hn.errors import OptionError, printable
 
 FINAL = ("heldout_gain", "heldout_loss", "loss")  # by which TensorBoard compares runs
@@ -30,6 +31,7 @@ class Tracker(GeneralTracker):
         self.name = name
         self.inner = inner
         self.failures = 0
+        self.tally = Tally()
         self._started = False
         super().__init__()
 
@@ -66,9 +68,9 @@ class Tracker(GeneralTracker):
             self._attempt(self.inner.finish)
             self._started = False
         if self.failures:
-            print(
-                f"{self.name} did not take {self.failures} reports; metrics.jsonl has all numbers"
-            )
+            words = f"{self.name} did not take {self.failures} reports"
+            print(f"{words}; metrics.jsonl has all numbers")
+            self.tally.keep("trackers", self.name, words, [], count=self.failures)
             self.failures = 0
 
     def _attempt(self, act: Callable[[], object]) -> None:
@@ -161,10 +163,18 @@ def check_installed(names: Sequence[str]) -> None:
             )
 
 
-def build_trackers(names: Sequence[str], folder: Path, run: str, first_step: int) -> list[Tracker]:
-    """The trackers by name, for the run in `folder`; they start with accelerate's."""
+def build_trackers(
+    names: Sequence[str], folder: Path, run: str, first_step: int, tally: Tally | None = None
+) -> list[Tracker]:
+    """The trackers by name, for the run in `folder`; they start with accelerate's.
+
+    What they do not take goes into the `tally`.
+    """
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(folder / "tensorboard", first_step),
         "wandb": lambda: Wandb(folder, run),
     }
-    return [makers[name]() for name in names if name != "none"]
+    trackers = [makers[name]() for name in names if name != "none"]
+    for tracker in trackers:
+        tracker.tally = tally or Tally()
+    return trackers

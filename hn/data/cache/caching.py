@@ -28,7 +28,8 @@ from hn.data.cache.tensor_files import write_table
 from hn.data.cache.workers import ALONE, Workers
 from hn.data.pictures.decoding import survey
 from hn.data.pictures.images import examples_of
-from hn.errors import DataError, DistributedError, StorageError, UserError, listed, named
+from hn.data.tally import Tally
+from hn.errors import DataError, DistributedError, StorageError, UserError, listed
 from hn.storage import write_bytes
 
 PER_SHARD = 256  # pictures; a killed run encodes at most so many of each process again
@@ -65,10 +66,16 @@ class Cache:
 
 
 def cache_pictures(
-    dataset: Dataset, encoder: Encoder, cache: Cache, split: str, workers: Workers = ALONE
+    dataset: Dataset,
+    encoder: Encoder,
+    cache: Cache,
+    split: str,
+    workers: Workers = ALONE,
+    tally: Tally | None = None,
 ) -> Index:
     """Encode what the cache lacks, with a progress bar, and return the index of all pictures.
 
+    What was encoded, and why, is said and goes into the `tally`.
     Raises `DataError` listing pictures that cannot be used (all others are in the cache then),
     `NumericsError` naming one whose latents are not finite, `DistributedError` if another process
     does nothing any more; what one process raises, all of them raise.
@@ -78,7 +85,7 @@ def cache_pictures(
     parts.mkdir(parents=True, exist_ok=True)
     _forget_killed(folder)
     with _telling_others(parts):
-        index = _make_index(dataset, encoder, cache, split, workers, parts)
+        index = _make_index(dataset, encoder, cache, split, workers, parts, tally or Tally())
     workers.wait()
     if workers.rank == 0:
         (parts / JOINED).replace(cache.index_path(split))
@@ -88,7 +95,13 @@ def cache_pictures(
 
 
 def _make_index(
-    dataset: Dataset, encoder: Encoder, cache: Cache, split: str, workers: Workers, parts: Path
+    dataset: Dataset,
+    encoder: Encoder,
+    cache: Cache,
+    split: str,
+    workers: Workers,
+    parts: Path,
+    tally: Tally,
 ) -> Index:
     """The shards of this process, then the index of all of them, which the main process joins."""
     starts, damaged = list(range(0, len(dataset), PER_SHARD)), cache.store.damaged
@@ -109,7 +122,8 @@ def _make_index(
         _check(tables, len(dataset))
         about = {"settings": encoder.settings, "autoencoder": encoder.autoencoder}
         Index.write(joined, tables, {**about, "variants": encoder.variants})
-        _say(tables, len(dataset), damaged, "latents" if split == "train" else "held-out latents")
+        what = "latents" if split == "train" else "held-out latents"
+        _say(tables, len(dataset), damaged, what, tally)
     _await(joined, parts)
     return Index.open(joined)  # stays mapped under its next name
 
@@ -169,7 +183,7 @@ def _await(path: Path, parts: Path) -> pa.Table:
     return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
 
 
-def _say(tables: list[pa.Table], count: int, damaged: list[str], what: str) -> None:
+def _say(tables: list[pa.Table], count: int, damaged: list[str], what: str, tally: Tally) -> None:
     """How many pictures were in the cache, and why the others were not."""
     parts = [*map(told, tables)]
     absent: dict[str, list[str]] = {}
@@ -179,13 +193,12 @@ def _say(tables: list[pa.Table], count: int, damaged: list[str], what: str) -> N
     found = count - sum(map(len, absent.values()))
     print(f"{what}: {found} of {count} pictures were in the cache")
     for reason, names in absent.items():
-        print(f"encoded, {reason}: {named(names)}")
-    if damaged:
-        print(f"damaged, and encoded anew where needed: {named(damaged)}")
+        tally.add(what, reason, f"encoded, {reason}", names)
+    tally.add(what, "damaged", "damaged, and encoded anew where needed", damaged)
     even, weighing = [name for part in parts for name in part.even], parts[0].weighing
     if weighing and even:
         kind = "alpha is constant or missing" if weighing == "alpha" else "mask is constant"
-        print(f"weighted evenly, since their {kind}: {named(even)}")
+        tally.add(what, "even", f"weighted evenly, since their {kind}", even)
 
 
 @dataclass(frozen=True)
