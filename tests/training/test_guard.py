@@ -6,12 +6,16 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import hn
+from hn.errors import NumericsError
 from hn.training import guard, health
 from hn.training.health import LEAST, RECENT, WINDOW, Health
 from hn.training.readings import Reading
 from hn.training.recovery import choose
+from hn.training.schedule import Schedule, Stage
+from hn.training.state import TrainingState
 from tests import faults, runs
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -168,6 +172,8 @@ def test_a_run_that_cannot_be_saved_gives_up_and_leaves_good_files(
 
 def test_losses_far_above_what_they_were_go_back(model, pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(health, "LEAST", 8)
+    for module in (health, guard):
+        monkeypatch.setattr(module, "RECENT", 10)
     rates = diverge(monkeypatch, "high", first=20)
     flags = runs.settings(model, pictures, tmp_path, max_train_steps=30, checkpointing_steps=4)
     assert runs.train_here(flags) == 0
@@ -200,7 +206,21 @@ def test_the_bound_follows_the_window_and_single_spikes_are_none_of_its_business
     assert len(of_run.losses) == WINDOW + RECENT
     for number in range(RECENT):
         of_run.note(1e4)
-        assert (of_run.excess(10.0) is not None) == (number >= RECENT // 2 - 1), number
+        assert (of_run.excess(10.0) is not None) == (number >= RECENT // 2), number
+
+
+def test_float16_may_overflow_now_and_then():
+    net = hn.Hypernetwork.create((8,), seed=0)
+    state = TrainingState(net, torch.optim.SGD(net.parameters()))
+    watch = guard.Guard(Accelerator(cpu=True), net, "none", Schedule((Stage(1.0, 9),)))
+    for _ in range(24):
+        watch.check(True, state)
+    state.health.note(1.0)  # a step that was taken
+    for _ in range(24):
+        watch.check(True, state)
+    with pytest.raises(NumericsError, match="float16 overflowed in 25 steps in a row"):
+        watch.check(True, state)
+    assert state.health.skipped == 49
 
 
 def test_nothing_is_judged_too_early_and_what_hardly_varies_may_double():
