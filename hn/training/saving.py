@@ -78,6 +78,13 @@ class Checkpoints:
         if finished and self._accelerator.is_main_process:
             write_artifacts(state, folder / self._name, self._optimizer_name)
 
+    def scheduled(self) -> list[int]:
+        """Steps of the checkpoints that a run saves whatever stops it, oldest first; without an
+        interval there are none. Whether they are valid is not looked at.
+        """
+        steps = map(step_of, list_checkpoints(self.folder)) if self.retention.every else ()
+        return [step for step in steps if self.retention.is_scheduled(step)]
+
     def forget_unsaved(self, state: TrainingState) -> None:
         """Where the best so far is not here, let the next measurement be the best."""
         if self._keep_best and state.best.step is not None:
