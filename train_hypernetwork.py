@@ -36,6 +36,7 @@ from hn.training.signals import Stop
 from hn.training.state import TrainingState
 from hn.training.status import Status, resume_command
 
+LOST_PEER = "Connection closed by peer"  # gloo says so, in a RuntimeError
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)  # what a full one says
 
 
@@ -180,7 +181,7 @@ def as_user_error(error: Exception) -> Exception:
         )
     if isinstance(error, OSError) and error.errno in DISK:
         return StorageError(f"{error}. Free some space, or mend the disk; then resume.")
-    if isinstance(error, torch.distributed.DistError):
+    if isinstance(error, torch.distributed.DistError) or LOST_PEER in str(error):
         return DistributedError(
             f"another process ended or does not answer ({error}). Its own message says why; resume "
             "from the last checkpoint."

@@ -52,9 +52,10 @@ class Checkpoints:
         self._saved: tuple[int, int] | None = None  # moment
 
     def __call__(self, state: TrainingState) -> None:
-        """Save if this step is due."""
+        """Save if this step is due, and was not skipped: its weights may be what was wrong."""
         best = self._keep_best and state.step == state.best.step
-        if best or (self.retention.every and self.retention.is_scheduled(state.step)):
+        due = best or (self.retention.every and self.retention.is_scheduled(state.step))
+        if due and state.health.in_a_row == 0:
             self.save(state)
 
     def save(self, state: TrainingState) -> None:
@@ -126,7 +127,7 @@ class Checkpoints:
 
     def _rotate(self, state: TrainingState, best: int | None) -> None:
         """Link to the best; remove what was left behind by going back, and beyond the limit."""
-        if best is not None:
+        if best is not None and path_of(self.folder, best).is_dir():
             link(path_of(self.folder, best))
         steps = [step_of(path) for path in list_checkpoints(self.folder)]
         left = state.health.left

@@ -46,23 +46,35 @@ def test_a_step_that_is_not_finite_changes_no_bit(
 
 
 def test_two_processes_agree_on_what_one_of_them_saw(zygote, model, pictures, tmp_path):
-    """A bad loss, gradient and latent on either process; then a weight that stays bad."""
-    faulty = {0: {3: "grad"}, 1: {1: "loss", 5: "latent", 7: "weight"}}
+    """A bad loss, gradient and latent on either process; then a weight that stays bad on either."""
+    faulty = {
+        0: {1: "loss", 3: "grad", 5: "latent", 14: "weight"},
+        1: {7: "infinite", 9: "grad", 11: "latent", 20: "weight"},
+    }
     flags = runs.settings(
-        model, pictures, tmp_path, max_train_steps=12, checkpointing_steps=3, use_ema=True
+        model, pictures, tmp_path, max_train_steps=24, checkpointing_steps=3, use_ema=True
     )
     ended = zygote.run(flags, tmp_path, 2, faults=faulty)
     assert ended.codes == [0, 0], ended.said
     noted = [json.loads((tmp_path / f"noted-{rank}").read_text()) for rank in (0, 1)]
     assert noted[0] == noted[1]
-    skipped = [1, 3, 5, 7, 8, 9]
-    steps = [*range(10), *range(6, 12)]  # 7, 8 and 9 in a row: back to 6
+    # three in a row: back to 9, since after 11, which was skipped, nothing is saved; then to 18
+    steps = [*range(17), *range(9, 23), *range(18, 24)]
     assert [step for step, _, _ in noted[0]] == steps
+    skipped = [1, 3, 5, 7, 9, 11, 14, 15, 16, 20, 21, 22]
     assert [step for step, taken, _ in noted[0] if not taken] == skipped
     assert all(taken == changed for _, taken, changed in noted[0])
-    for line in ("step 1: the loss is not finite (process 1: (", "step 3: the gradient is not"):
+    for line in (
+        "step 1: the loss is not finite (process 0: (",
+        "step 7: the loss is not finite (process 1: (",
+        "step 16: the loss is not finite (process 0: (",
+        "as in the 2 steps before: back to step 9",
+        "step 22: the loss is not finite (process 1: (",
+    ):
         assert line in ended.said
-    assert "(process 0: ('" in ended.said.split("step 3: ")[1].splitlines()[0]
+    gradient = ended.said.split("step 9: the gradient is not finite ")[1].splitlines()[0]
+    assert gradient.count(".png'") == 4  # whose it was cannot be told, so all are named
+    assert "; process 1: (" in gradient
     assert finite(tmp_path / "run/run-ema.pt")
 
 
