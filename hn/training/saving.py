@@ -4,13 +4,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from hn.errors import StorageError
-from hn.training.best import link
+from hn.training.best import LINK, link
 from hn.training.checkpoint import (
     fault,
     list_checkpoints,
@@ -23,6 +24,8 @@ from hn.training.checkpoint import (
 )
 from hn.training.retention import Retention
 from hn.training.state import TrainingState
+
+Streams = list[dict[str, Any]]  # where in its stream each process is, if there are any
 
 
 class Checkpoints:
@@ -65,7 +68,7 @@ class Checkpoints:
         """
         state.hypernetwork.describe(step=state.step)
         if self._saved != state.moment and self._may_save(state):
-            streams = [] if state.stream is None else gather_object([state.stream.state()])
+            streams: Streams = [] if state.stream is None else gather_object([state.stream.state()])
             if self._accelerator.is_main_process:
                 path = path_of(self.folder, state.step)
                 best = state.best.step if self._keep_best else None
@@ -100,7 +103,7 @@ class Checkpoints:
             )
         return sound
 
-    def _write(self, path: Path, state: TrainingState, streams: list, best: int | None) -> None:
+    def _write(self, path: Path, state: TrainingState, streams: Streams, best: int | None) -> None:
         """Write it; where that fails, once more, after removing what may be removed."""
         try:
             write_checkpoint(path, state, self._name, self._optimizer_name, streams)
@@ -136,6 +139,9 @@ class Checkpoints:
             self._remove(abandoned)
             steps = [step for step in steps if step not in abandoned]
         self._remove(self.retention.superfluous(steps, best, self._is_valid))
+        linked = self.folder / LINK
+        if linked.is_symlink() and not linked.exists():  # it was of a way that was left
+            linked.unlink()
 
     def _is_valid(self, step: int) -> bool:
         return fault(path_of(self.folder, step)) is None
