@@ -111,6 +111,9 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(model, pictures, tmp_path, 
     assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
     printed = capsys.readouterr().out
     assert "step-00000006 is passed over: changed or missing: run-6.safetensors" in printed
+    assert runs.status(tmp_path / "run")["rejected_checkpoints"] == {
+        "step-00000006": "changed or missing: run-6.safetensors"
+    }
     assert "resumed from" in printed
     assert "step-00000004" in printed
     assert weights.read_bytes() == expected

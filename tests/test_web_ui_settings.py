@@ -141,7 +141,7 @@ def test_a_text_of_the_file_cannot_become_a_setting(tmp_path):
     evil = 'x\n[optimizer]\noptimizer = "their.Class"\r# \x1b[2J'
     texts = dict.fromkeys(("model_name", "model_hash", "template_file"), evil)
     found = imported(tmp_path, **texts, **{evil: 1}, clip_grad_mode="norm", clip_grad_value=evil)
-    assert len(found.notes) == 5
+    assert len(found.notes) == 6
     assert all(note.isprintable() for note in found.notes)
 
 

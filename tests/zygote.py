@@ -60,6 +60,7 @@ class Zygote:
     def __exit__(self, *_: object) -> None:
         self._process.stdin.close()
         self._process.wait(60)
+        self._process.stdout.close()
 
     def run(
         self,

@@ -172,7 +172,7 @@ class TrainingConfig:
     rollback_rate_factor: float = 0.5
     """What its rates are multiplied with each time."""
     loss_bound: float = 10.0
-    """It diverges where the median of the newest 10 losses is above that of the 200 before, plus
+    """It diverges where the median of the newest 25 losses is above that of the 200 before, plus
     this times their median distance from it (which counts as a tenth of it at least); 0: never."""
     expect_world_size: int | None = None
     """Refuse to run with another number of processes."""

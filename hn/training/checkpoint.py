@@ -190,8 +190,8 @@ def find(folder: Path, which: str) -> tuple[Path, dict[str, str]]:
     faults = "".join(f"\n  {name}: {damage}" for name, damage in rejected.items())
     raise ModelError(
         f"resume_from_checkpoint latest: {folder} holds no valid checkpoint ({len(rejected)} "
-        "damaged). To start anew, leave resume_from_checkpoint out and choose another name or "
-        f"output_dir.{faults}"
+        "damaged). To start anew, leave resume_from_checkpoint out"
+        f"{' and choose another name or output_dir' if rejected else ''}.{faults}"
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 WINDOW = 200  # losses that the newest are held against
-RECENT = 10  # the newest
+RECENT = 25  # the newest: 13 of them above the bound are no accident, if 2 % of losses are
 LEAST = 50  # of the window: with fewer nothing is judged
 
 

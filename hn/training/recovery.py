@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from hn.errors import NumericsError
-from hn.training.checkpoint import fault, list_checkpoints, path_of, restore, step_of
+from hn.training.checkpoint import fault, path_of, restore
 from hn.training.guard import Finding, Guard
 from hn.training.reporter import Reporter
 from hn.training.saving import Checkpoints
@@ -93,14 +93,14 @@ class Recovery:
 
     def _target(self, state: TrainingState, latest: int) -> int | None:
         """The step to go back to, found by the main process; None: the beginning."""
-        retention, folder = self._checkpoints.retention, self._checkpoints.folder
-        steps = [
-            step
-            for step in (map(step_of, list_checkpoints(folder)) if retention.every else ())
-            if self._accelerator.is_main_process and step <= latest
-            if retention.is_scheduled(step) and fault(path_of(folder, step)) is None
-        ]
-        return broadcast_object_list([choose(steps, state.health.back_to)])[0]
+        steps = []
+        if self._accelerator.is_main_process:
+            steps = [step for step in self._checkpoints.scheduled() if step <= latest]
+        step = choose(steps, state.health.back_to)
+        while step is not None and fault(path_of(self._checkpoints.folder, step)) is not None:
+            steps.remove(step)
+            step = choose(steps, state.health.back_to)
+        return broadcast_object_list([step])[0]
 
     def _farewell(self, finding: Finding, state: TrainingState, step: int | None) -> str:
         path = None if step is None else path_of(self._checkpoints.folder, step)

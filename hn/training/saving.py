@@ -4,13 +4,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from hn.errors import StorageError
-from hn.training.best import link
+from hn.training.best import LINK, link
 from hn.training.checkpoint import (
     fault,
     list_checkpoints,
@@ -23,6 +24,8 @@ from hn.training.checkpoint import (
 )
 from hn.training.retention import Retention
 from hn.training.state import TrainingState
+
+Streams = list[dict[str, Any]]  # where in its stream each process is, if there are any
 
 
 class Checkpoints:
@@ -52,9 +55,10 @@ class Checkpoints:
         self._saved: tuple[int, int] | None = None  # moment
 
     def __call__(self, state: TrainingState) -> None:
-        """Save if this step is due."""
+        """Save if this step is due, and was not skipped: its weights may be what was wrong."""
         best = self._keep_best and state.step == state.best.step
-        if best or (self.retention.every and self.retention.is_scheduled(state.step)):
+        due = best or (self.retention.every and self.retention.is_scheduled(state.step))
+        if due and state.health.in_a_row == 0:
             self.save(state)
 
     def save(self, state: TrainingState) -> None:
@@ -64,7 +68,7 @@ class Checkpoints:
         """
         state.hypernetwork.describe(step=state.step)
         if self._saved != state.moment and self._may_save(state):
-            streams = [] if state.stream is None else gather_object([state.stream.state()])
+            streams: Streams = [] if state.stream is None else gather_object([state.stream.state()])
             if self._accelerator.is_main_process:
                 path = path_of(self.folder, state.step)
                 best = state.best.step if self._keep_best else None
@@ -77,6 +81,13 @@ class Checkpoints:
         """Put the artifact into the run's folder, if it is finished. Raises `NumericsError`."""
         if finished and self._accelerator.is_main_process:
             write_artifacts(state, folder / self._name, self._optimizer_name)
+
+    def scheduled(self) -> list[int]:
+        """Steps of the checkpoints that a run saves whatever stops it, oldest first; without an
+        interval there are none. Whether they are valid is not looked at.
+        """
+        steps = map(step_of, list_checkpoints(self.folder)) if self.retention.every else ()
+        return [step for step in steps if self.retention.is_scheduled(step)]
 
     def forget_unsaved(self, state: TrainingState) -> None:
         """Where the best so far is not here, let the next measurement be the best."""
@@ -92,7 +103,7 @@ class Checkpoints:
             )
         return sound
 
-    def _write(self, path: Path, state: TrainingState, streams: list, best: int | None) -> None:
+    def _write(self, path: Path, state: TrainingState, streams: Streams, best: int | None) -> None:
         """Write it; where that fails, once more, after removing what may be removed."""
         try:
             write_checkpoint(path, state, self._name, self._optimizer_name, streams)
@@ -119,7 +130,7 @@ class Checkpoints:
 
     def _rotate(self, state: TrainingState, best: int | None) -> None:
         """Link to the best; remove what was left behind by going back, and beyond the limit."""
-        if best is not None:
+        if best is not None and path_of(self.folder, best).is_dir():
             link(path_of(self.folder, best))
         steps = [step_of(path) for path in list_checkpoints(self.folder)]
         left = state.health.left
@@ -128,6 +139,9 @@ class Checkpoints:
             self._remove(abandoned)
             steps = [step for step in steps if step not in abandoned]
         self._remove(self.retention.superfluous(steps, best, self._is_valid))
+        linked = self.folder / LINK
+        if linked.is_symlink() and not linked.exists():  # it was of a way that was left
+            linked.unlink()
 
     def _is_valid(self, step: int) -> bool:
         return fault(path_of(self.folder, step)) is None

@@ -20,6 +20,7 @@ from hn.training.checkpoint import MANIFEST, fault, find, tidy, write_checkpoint
 from hn.training.retention import Retention
 from hn.training.saving import Checkpoints
 from hn.training.state import TrainingState
+from tests import runs
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.fsync")
 STOPPED = 77  # exit code of a process that ended on purpose
@@ -184,6 +185,30 @@ def test_a_full_disk_makes_room_once(tmp_path, monkeypatch, capsys):
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == [f"step-0000000{step}" for step in (2, 3, 4, 5)]
     assert all(fault(path) is None for path in tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_run_on_a_full_disk_ends_with_5_and_what_it_saved(
+    model, pictures, tmp_path, monkeypatch, capsys
+):
+    real = os.replace
+
+    def replace(source, target):
+        if "step-00000004" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    flags = runs.settings(model, pictures, tmp_path, checkpointing_steps=2)
+    assert runs.train_here(flags) == 5
+    error = capsys.readouterr().err
+    for words in ("step-00000004: cannot write", "It is tried once more", "MiB are free there"):
+        assert words in error
+    assert runs.status(tmp_path / "run")["exit_code"] == 5
+    kept = [path.name for path in (tmp_path / "run/checkpoints").iterdir()]
+    assert kept == ["step-00000002"]
+    monkeypatch.undo()
+    assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from tests import runs, streamed
+from hn.training import guard
+from hn.training.readings import Reading
+from tests import faults, runs, streamed
 
 CHANGES = {
     "train_data_dir": None,
@@ -142,3 +144,27 @@ def test_another_number_of_processes_or_dataset_is_refused(model, folder, tmp_pa
     again = flags(model, other, tmp_path, resume_from_checkpoint="latest")
     assert runs.train_here(again) == 2
     assert "pictures: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_stream_goes_back_with_the_run(model, folder, tmp_path, monkeypatch):
+    """What is found late leads back to a step before; then the stream is where it was."""
+
+    class Late(Reading):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.is_here = False
+
+    faults.inject(lambda step: "loss" if step == 5 else None, monkeypatch.setattr)
+    changes = {"checkpointing_steps": 4}
+    assert runs.train_here(flags(model, folder, tmp_path / "prompt", **changes)) == 0
+    monkeypatch.setattr(guard, "Reading", Late)
+    assert runs.train_here(flags(model, folder, tmp_path / "late", **changes)) == 0
+    prompt, late = tmp_path / "prompt/run", tmp_path / "late/run"
+    assert (prompt / "run.pt").read_bytes() == (late / "run.pt").read_bytes()
+    last = "checkpoints/step-00000009"
+    assert streams(prompt / last) == streams(late / last)
+    health = [
+        json.loads((path / last / "state.json").read_text())["health"] for path in (prompt, late)
+    ]
+    assert [each["returns"] for each in health] == [0, 1]
