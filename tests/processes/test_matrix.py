@@ -59,6 +59,7 @@ def ports(count):
         return [server.getsockname()[1] for server in servers]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "cells",
     [pytest.param(SHORT, id="short"), pytest.param(CELLS, marks=pytest.mark.slow, id="all")],
@@ -67,7 +68,7 @@ def ports(count):
 def test_it_trains_and_resumes(model, pictures, tmp_path, cells, processes):
     jobs = [job for cell in cells for job in jobs_of(cell, model, pictures, tmp_path / cell)]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs, default=str))
-    result = runs.run(COMMANDS[processes], [str(tmp_path / "jobs.json")])
+    result = runs.run(COMMANDS[processes], [str(tmp_path / "jobs.json")], seconds=800)
     assert result.returncode == 0, result.stderr
     reference = runs.losses(tmp_path / cells[0] / "whole/run")
     for cell in cells:
