@@ -62,11 +62,11 @@ def start(launcher: list[str], flags: list[str], **environment: str) -> subproce
 
 
 def run(
-    launcher: list[str], flags: list[str], **environment: str
+    launcher: list[str], flags: list[str], seconds: float = 240, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end and return exit code and output."""
     with start(launcher, flags, **environment) as process:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

@@ -60,6 +60,7 @@ def alone(model, pictures, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize(
     ("command", "changes", "tolerance"),
     [
@@ -101,6 +102,13 @@ def test_two_processes_equal_one_with_accumulation(
     assert files == expected
     sharded = "shard_base_model = true" in (run / "config.toml").read_text()
     assert sharded == bool(changes)
+    if (
+        sharded
+    ):  # what several processes saved of a sharded model, one with a whole one goes on from
+        more = {**changes, "gradient_accumulation_steps": 2, "max_train_steps": 6}
+        flags = runs.settings(model, pictures, tmp_path, **CHANGES | LOOKING | more)
+        assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
+        assert runs.status(run)["step"] == 6
 
 
 def test_ranks_hold_identical_weights_and_end_together(model, pictures, tmp_path):

@@ -12,6 +12,7 @@ an edit, it encodes what has changed and says why.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hn import cli
@@ -58,6 +59,8 @@ def cache(config: Config, args: argparse.Namespace) -> None:
         hub.check_destination(args.push_to_hub)  # before an hour of work
     from hn import build, launch
 
+    training = replace(config.training, expect_world_size=None)  # that of a run, not of this
+    config = replace(config, training=training)
     accelerator = launch.build_accelerator(config)
     config = launch.resolve(config, accelerator, launch.run_folder(config))
     cached = build.build_cached(config, accelerator)

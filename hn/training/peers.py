@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.distributed import distributed_c10d
 
 ROOT = Path(__file__).parents[2]
 LOST = (torch.distributed.DistError, RuntimeError)  # what a store raises that is gone
-_VERDICT = "hn/verdict"
 _PATIENCE = timedelta(seconds=5)
 # Where a process waits for others: in these libraries, or in ours for what they reduced.
 _WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/", "accelerate/")
@@ -57,7 +57,9 @@ class Verdict:
 class Peers:
     """The processes of a run, seen from one of them; alone, there is nobody to ask.
 
-    Every method may raise one of `LOST` where the store is gone.
+    All of them must make theirs at the same time. What they say is told from what was said before
+    they were started again, which the store of a launcher remembers. Every method may raise one of
+    `LOST` where the store is gone.
     """
 
     def __init__(self, rank: int, count: int) -> None:
@@ -67,17 +69,18 @@ class Peers:
             shared: Any = distributed_c10d._get_default_store()
             self._store = shared.clone()
             self._store.set_timeout(_PATIENCE)
+        (self._attempt,) = broadcast_object_list([os.urandom(8).hex()])
 
     def show(self, sign: Sign) -> None:
         """Give a sign of life."""
         if self._store is not None:
-            self._store.set(f"hn/{self.rank}", json.dumps(asdict(sign)))
+            self._store.set(self._key(self.rank), json.dumps(asdict(sign)))
 
     def signs(self) -> dict[int, Sign]:
         """The last one of each process that gave any."""
         if self._store is None:
             return {}
-        keys = {rank: f"hn/{rank}" for rank in range(self.count)}
+        keys = {rank: self._key(rank) for rank in range(self.count)}
         known = {rank: key for rank, key in keys.items() if self._store.check([key])}
         return {rank: Sign(**json.loads(self._store.get(key))) for rank, key in known.items()}
 
@@ -85,14 +88,17 @@ class Peers:
         """Tell all; returns what was told first."""
         if self._store is None:
             return verdict
-        told = self._store.compare_set(_VERDICT, "", json.dumps(asdict(verdict)))
+        told = self._store.compare_set(self._key("verdict"), "", json.dumps(asdict(verdict)))
         return _read(told)
 
     def told(self) -> Verdict | None:
         """What was told, if anything was."""
-        if self._store is None or not self._store.check([_VERDICT]):
+        if self._store is None or not self._store.check([self._key("verdict")]):
             return None
-        return _read(self._store.get(_VERDICT))
+        return _read(self._store.get(self._key("verdict")))
+
+    def _key(self, of: object) -> str:
+        return f"hn/{self._attempt}/{of}"
 
 
 def is_broken(error: BaseException | None) -> bool:

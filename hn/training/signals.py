@@ -34,7 +34,7 @@ class Stop:
         self._training = False
         self._end = time.monotonic() + seconds
         self.count = 0
-        self.reason = ""
+        self.reason = "another process was signalled"
         self._parent = os.getppid()
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
@@ -66,6 +66,7 @@ class Stop:
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         """Raises `KeyboardInterrupt` before training."""
+        name = self.reason = signal.Signals(number).name
         if not self._training:
             raise KeyboardInterrupt
         parent, self._parent = self._parent, os.getppid()
@@ -73,7 +74,6 @@ class Stop:
         self.count = self.count + 1 if parent == self._parent else max(1, self.count)
         if self.count > 2:
             os._exit(INTERRUPTED)
-        name = self.reason = signal.Signals(number).name
         print(
             f"\n{name}: saving after this step, then leaving. Once more: without previews.",
             file=sys.stderr,

@@ -17,7 +17,7 @@ from typing import Any, Self
 from accelerate import Accelerator
 from torch import nn
 
-from hn.errors import DistributedError
+from hn.errors import DistributedError, StorageError
 from hn.training.peers import LOST, Peers, Sign, Verdict, end_stopped, is_broken, judge, look_at
 from hn.training.status import Status
 
@@ -120,7 +120,8 @@ class Watch:
         well = [rank for rank in range(self._peers.count) if rank not in (*told.silent, told.by)]
         if self._peers.rank in well[:1]:
             self._status.main_process = told.by != 0  # which wrote its own
-            self._status.write("failed", DistributedError.exit_code, reason)
+            with suppress(StorageError):
+                self._status.write("failed", DistributedError.exit_code, reason)
             with suppress(*LOST):
                 end_stopped(told, self._peers.signs())
         self._over.wait(2 * TICK)  # the others still read what was told, maybe from this process

@@ -18,6 +18,8 @@ import train_hypernetwork as script
 from hn import cli
 from tests import runs
 
+VARIABLES = ("TORCHELASTIC_USE_AGENT_STORE", "MASTER_PORT")
+
 
 def main(jobs):
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # it remembers the last group

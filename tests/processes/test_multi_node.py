@@ -12,7 +12,7 @@ import pytest
 from tests import runs
 from tests.test_distributed import launcher
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NODES = {"hn-node0": "10.77.91.1", "hn-node1": "10.77.91.2"}
 
 
@@ -82,7 +82,7 @@ def test_a_machine_is_killed_and_comes_back(nodes, model, pictures, tmp_path):
             lost.communicate(timeout=30)
         assert not (run / "run.pt").exists()
         with _machine(second, flags) as back:
-            _, error = back.communicate(timeout=200)
+            _, error = back.communicate(timeout=300)
             assert back.returncode == 0, error
         out, error = steady.communicate(timeout=60)
         assert steady.returncode == 0, error
@@ -124,7 +124,7 @@ def test_a_cut_cable_is_noticed_and_named(nodes, model, pictures, tmp_path):
         assert "its machine is lost" in status["reason"]
         _ip("-n", second, "link", "set", "hn-cable", "up")
         with _machine(second, flags) as back:
-            _, error = back.communicate(timeout=200)
+            _, error = back.communicate(timeout=300)
             assert back.returncode == 0, error
         steady.communicate(timeout=60)
         assert steady.returncode == 0

@@ -47,6 +47,7 @@ def cluster(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_warned_it_saves_and_queues_again_until_done(model, pictures, tmp_path, cluster):
     run, requeued = tmp_path / "runs/run", tmp_path / "requeued"
     flags = runs.settings(
@@ -64,13 +65,13 @@ def test_warned_it_saves_and_queues_again_until_done(model, pictures, tmp_path, 
         for line in ("torch.distributed.run", "train_hypernetwork.py"):
             for pid in runs.processes_with(line, str(tmp_path)):
                 os.kill(pid, signal.SIGUSR1)
-        _, error = job.communicate(timeout=90)
+        _, error = job.communicate(timeout=240)
     assert job.returncode == 75, error
     assert requeued.read_text() == "requeue 7\n"
     step = runs.status(run)["step"]
     assert 3 <= step < 150
     with runs.start(["bash", SCRIPT, str(run)], flags, **cluster, SLURM_RESTART_COUNT="1") as job:
-        out, error = job.communicate(timeout=120)
+        out, error = job.communicate(timeout=240)
     assert job.returncode == 0, error
     assert f"at step {step}" in out
     assert "6 of 6 pictures were in the cache" in out

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from hn.training.peers import Sign, judge
+from hn.training.peers import Sign, judge, look_at
+from hn.training.watch import TICK, Pulse
 from tests import runs
 
 TIMEOUT = 6
@@ -68,3 +71,31 @@ def test_who_is_to_blame():
     assert verdict.reason.endswith("has done nothing for 120 s, at somewhere.py:1 (read)")
     now |= {2: sign(4, waits=True)}
     assert judge(before, now, 3).reason.startswith("the processes wait for each other: process 0")
+
+
+def looks(pulse, count, forwards=0):
+    """What so many looks find, after so many forwards."""
+    for _ in range(forwards):
+        pulse.count(torch.nn.Identity(), ())
+    return [pulse.stalled() for _ in range(count)]
+
+
+def test_how_long_nothing_may_happen():
+    """The first forward may take ten times as long, and any later one ten times the longest."""
+    per_look = 10 / TICK
+    pulse = Pulse(10)
+    assert not any(looks(pulse, int(10 * per_look)))
+    assert looks(pulse, 1) == [True]
+    assert not any(looks(pulse, int(10 * per_look), forwards=1))
+    assert not any(looks(pulse, int(per_look) + 1, forwards=1))
+    slow = Pulse(10)
+    assert not any(looks(slow, int(4 * per_look), forwards=1))  # a step of 40 seconds
+    assert not any(looks(slow, int(39 * per_look), forwards=1))
+    assert looks(slow, int(per_look))[-1]
+
+
+def test_where_a_process_is():
+    place, waits = look_at(sys._getframe())
+    assert place.startswith("tests/processes/test_stalls.py:")
+    assert place.endswith("(test_where_a_process_is)")
+    assert not waits
