@@ -47,7 +47,7 @@ def train(config: Config, accelerator: Accelerator, status: Status) -> bool:
     held_out = build.build_held_out(config, accelerator, datasets, base, contexts, cache)
     batches = build.build_batches(config, accelerator, datasets, base, contexts, cache)
 
-    plain = build.build_denoiser(config, base, hypernetwork)
+    plain = build.build_denoiser(config, base, hypernetwork, status)
     optimizer = build.build_optimizer(config, accelerator, hypernetwork, start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)

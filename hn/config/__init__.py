@@ -18,6 +18,7 @@ from hn.config.sections import (
     TrainingConfig,
     ValidationConfig,
 )
+from hn.config.speed import SpeedConfig
 
 __all__ = [
     "SECTIONS",
@@ -29,6 +30,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "OutputConfig",
+    "SpeedConfig",
     "TrainingConfig",
     "ValidationConfig",
 ]
@@ -48,6 +50,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 
 

@@ -1,9 +1,9 @@
-"""What the settings of loss, optimizer and averages may be, alone and together."""
+"""What the settings of loss, optimizer, averages and speed may be, alone and together."""
 
 import math
 from dataclasses import fields
 
-from hn.config import Config, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from hn.config import Config, ObjectiveConfig, OptimizerConfig, SpeedConfig, TrainingConfig
 from hn.errors import OptionError, shown
 
 # Settings that only count where another one has one of these values.
@@ -24,6 +24,7 @@ def learning_faults(config: Config) -> list[str]:
         *_noise_faults(config.objective),
         *_optimizer_faults(config.optimizer),
         *_average_faults(config.training, config.optimizer),
+        *_speed_faults(config.speed),
     ]
 
 
@@ -155,3 +156,10 @@ def _negative(name: str, value: float) -> list[str]:
 
 def _positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
+
+
+def _speed_faults(speed: SpeedConfig) -> list[str]:
+    backend, usual = speed.torch_compile_backend, SpeedConfig().torch_compile_backend
+    if speed.torch_compile or backend == usual:
+        return []
+    return [f"torch_compile_backend {shown(backend)} is for torch_compile; found it off"]
