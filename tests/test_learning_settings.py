@@ -37,6 +37,10 @@ FREE, PRODIGY = "schedulefree.AdamWScheduleFree", "prodigyopt.Prodigy"
             {"multires_noise_iterations": 6, "noise_offset": 0.1},
             "noise_offset and multires_noise_iterations both change",
         ),
+        (
+            {"torch_compile_backend": "aot_eager"},
+            "torch_compile_backend 'aot_eager' is for torch_compile; found it off",
+        ),
         ({"max_weight_norm": 0}, "max_weight_norm must be greater than 0; found 0"),
         ({"max_weight_norm": 1, "optimizer": FREE}, "give one of the two"),
         ({"use_ema": True, "optimizer": FREE}, "averages the weights by itself"),

@@ -1,5 +1,7 @@
 """The base model, and what joins it with a hypernetwork."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 
@@ -14,6 +16,7 @@ from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
+from hn.training.status import Status
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGE = 100_000_000  # parameters, from which frozen-aware layers take no more time (0.99 of it)
@@ -32,12 +35,16 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
 
     Raises `OptionError` if it is to be dealt out to one process.
     """
-    model = config.model
+    model, speed = config.model, config.speed
     if model.shard_base_model and accelerator.num_processes == 1:
         raise OptionError(
             "shard_base_model deals the base model out to several processes, but one runs: launch "
             "more, as accelerate_configs/fsdp2.yaml does, or leave it out"
         )
+    mixed = accelerator.mixed_precision != "no"
+    if speed.allow_tf32 != "auto" or mixed:
+        torch.backends.cuda.matmul.allow_tf32 = speed.allow_tf32 != "off"
+        torch.backends.cudnn.allow_tf32 = speed.allow_tf32 != "off"
     base = BaseModel.load(
         model.pretrained_model_name_or_path,
         revision=model.revision,
@@ -49,21 +56,37 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         dtype=DTYPES[accelerator.mixed_precision],
         device="cpu" if model.shard_base_model else accelerator.device,
     )
+    on_cuda = speed.channels_last == "auto" and accelerator.device.type == "cuda"
+    if speed.channels_last == "on" or on_cuda:
+        unet: Any = base.unet  # its annotations know no memory_format
+        unet.to(memory_format=torch.channels_last)
     return base.shard(accelerator.device) if model.shard_base_model else base
 
 
 def build_denoiser(
-    config: Config, base: BaseModel, hypernetwork: Hypernetwork, plan: Plan | None = None
+    config: Config,
+    base: BaseModel,
+    hypernetwork: Hypernetwork,
+    plan: Plan | None = None,
+    status: Status | None = None,
 ) -> Denoiser:
-    """The module that is trained, by a plan that was chosen or else as the settings say."""
-    xformers = config.model.enable_xformers_memory_efficient_attention
-    return Denoiser(
+    """The module that is trained, by a plan that was chosen or else as the settings say; the status
+    of a run says whether its blocks stay compiled.
+    """
+    xformers, speed = config.model.enable_xformers_memory_efficient_attention, config.speed
+    denoiser = Denoiser(
         base.unet,
         hypernetwork,
         plan=plan or _plan_of_settings(config, base),
         kernel="xformers" if xformers else "sdpa",
+        stack_projections=speed.stack_projections != "off",
         note_residuals=config.objective.residual_penalty > 0,
+        compile_backend=speed.torch_compile_backend if speed.torch_compile else None,
     )
+    if status is not None and (compiled := denoiser.compiled) is not None:
+        others = status.notes
+        status.notes = lambda: {**others(), "torch_compile": compiled.verdict}
+    return denoiser
 
 
 def _plan_of_settings(config: Config, base: BaseModel) -> Plan:

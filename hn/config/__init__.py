@@ -19,6 +19,7 @@ from hn.config.sections import (
     TrainingConfig,
     ValidationConfig,
 )
+from hn.config.speed import SpeedConfig
 
 __all__ = [
     "SECTIONS",
@@ -31,6 +32,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "OutputConfig",
+    "SpeedConfig",
     "TrainingConfig",
     "ValidationConfig",
 ]
@@ -51,6 +53,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 
 

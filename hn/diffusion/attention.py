@@ -116,8 +116,7 @@ class Attachment:
         }
         for name, layer in self._layers.items():
             self._install(name, layer)
-            if type(layer) is Attention:
-                layer.__class__ = DirectAttention
+            _make(layer, Attention, DirectAttention)
         self._hook = unet.register_forward_pre_hook(self._prepare, with_kwargs=True)
 
     def detach(self) -> None:
@@ -126,8 +125,7 @@ class Attachment:
             if self._layers[name].processor is self._ours[name]:
                 self._layers[name].set_processor(processor)
         for layer in self._layers.values():
-            if type(layer) is DirectAttention:
-                layer.__class__ = Attention
+            _make(layer, DirectAttention, Attention)
         self._before = {}
         self._hook.remove()
         self.forget()
@@ -237,6 +235,12 @@ class Attachment:
             for part, stack in bare.stacks.items()
         }
         return replace(bare, contexts=contexts, projected=self._projections(contexts, linears))
+
+
+def _make(layer: Any, one: type[Attention], another: type[Attention]) -> None:
+    """Turn a layer of one class into one of another, which differ in how they call processors."""
+    if type(layer) is one:
+        layer.__class__ = another
 
 
 def _is_like(net: torch.nn.Module, context: Tensor) -> bool:

@@ -5,15 +5,18 @@ would not be averaged between processes, without an error.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hn.diffusion.attention import Attachment, attach
+from hn.diffusion.compiled import CompiledBlocks
 from hn.diffusion.kernels import Kernel
 from hn.diffusion.memory.plan import Arrangement, Plan, blocks_of
 from hn.diffusion.residuals import Residuals
+from hn.diffusion.transfer import send
 from hn.network.module import Hypernetwork
 
 
@@ -42,6 +45,7 @@ class Denoiser(nn.Module):
         transform_once: bool = True,
         stack_projections: bool = True,
         note_residuals: bool = False,
+        compile_backend: str | None = None,
     ) -> None:
         super().__init__()
         self.hypernetwork = hypernetwork
@@ -59,6 +63,7 @@ class Denoiser(nn.Module):
             stack_projections=stack_projections,
         )
         self._frozen: tuple[UNet2DConditionModel, Attachment] = (unet, attachment)
+        self.compiled = None if compile_backend is None else CompiledBlocks(unet, compile_backend)
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -78,6 +83,10 @@ class Denoiser(nn.Module):
         The residual, a scalar, is the mean squared residual ratio; 0 where it is not noted. It is
         returned, and not kept, because every wrapper looks for gradients in what is returned.
         """
+        if self.compiled is not None and torch.is_grad_enabled():
+            shapes = noisy.shape, condition.context.shape
+            gradient = partial(self._gradient, noisy, timesteps, condition)
+            self.compiled.check(shapes, self.unet.dtype, gradient)
         if self._residuals is None or not self.hypernetwork.training:
             with self.arrangement.keeping():
                 return self.predict(noisy, timesteps, condition), noisy.new_zeros(())
@@ -93,6 +102,14 @@ class Denoiser(nn.Module):
         with self.attachment.computing_in(dtype), torch.autocast(kind, enabled=False):
             return predict(self.unet, noisy, timesteps, condition)
 
+    def _gradient(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """The gradient (N,) of half the prediction's squared norm; draws, but leaves no trace."""
+        weights = [p for p in self.hypernetwork.parameters() if p.requires_grad]
+        with torch.random.fork_rng():
+            prediction = self.predict(noisy, timesteps, condition)
+        gradients = torch.autograd.grad(prediction.float().square().sum() / 2, weights)
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
 
 def predict(
     unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, condition: Condition
@@ -104,6 +121,6 @@ def predict(
     return unet(
         noisy.to(unet.dtype),
         timesteps,
-        encoder_hidden_states=condition.context.to(noisy.device, unet.dtype, non_blocking=True),
+        encoder_hidden_states=send(condition.context, noisy.device, unet.dtype),
         return_dict=False,
     )[0]

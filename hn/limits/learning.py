@@ -1,9 +1,9 @@
-"""What the settings of loss, optimizer and averages may be, alone and together."""
+"""What the settings of loss, optimizer, averages and speed may be, alone and together."""
 
 import math
 from dataclasses import fields
 
-from hn.config import Config, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from hn.config import Config, ObjectiveConfig, OptimizerConfig, SpeedConfig, TrainingConfig
 from hn.errors import OptionError, shown
 
 HIGH_RATE = 1e-3
@@ -28,6 +28,7 @@ def learning_faults(config: Config) -> list[str]:
         *_trial_faults(config.training.find_learning_rate),
         *_safety_faults(config.training),
         *_rate_faults(config.optimizer),
+        *_speed_faults(config.speed),
     ]
 
 
@@ -200,3 +201,10 @@ def _negative(name: str, value: float) -> list[str]:
 
 def _positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
+
+
+def _speed_faults(speed: SpeedConfig) -> list[str]:
+    backend, usual = speed.torch_compile_backend, SpeedConfig().torch_compile_backend
+    if speed.torch_compile or backend == usual:
+        return []
+    return [f"torch_compile_backend {shown(backend)} is for torch_compile; found it off"]

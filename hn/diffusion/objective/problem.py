@@ -14,6 +14,7 @@ from hn.diffusion.objective.losses import huber_bounds, loss_per_sample
 from hn.diffusion.objective.noise import sample_noise
 from hn.diffusion.objective.timesteps import sample_timesteps, strata
 from hn.diffusion.objective.weights import Prediction, timestep_weights
+from hn.diffusion.transfer import send
 from hn.errors import OptionError
 
 
@@ -36,9 +37,7 @@ class Noised:
         """The same on another device."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {
-            name: tensor.to(device, non_blocking=True)
-            for name, tensor in tensors.items()
-            if tensor is not None
+            name: send(tensor, device) for name, tensor in tensors.items() if tensor is not None
         }
         return Noised(**moved)
 
