@@ -1,5 +1,7 @@
 """Memory budgets from the command line, and the estimate against what a step really holds."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from hn.build.memory import GIB, MIB, estimate, step_of
 from hn.build.models import DTYPES
 from hn.build.start import Start
 from hn.config import Config
+from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
 from hn.errors import OptionError
@@ -117,3 +120,62 @@ def test_what_a_budget_chooses_is_not_given_as_well(model, pictures, tmp_path):
         cli.parse(runs.settings(model, pictures, tmp_path, **changes))
     assert "chooses gradient_checkpointing by itself" in str(error.value)
     assert "chooses frozen_aware by itself" in str(error.value)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"quantize_base": "nf4"}, "quantize_base fp8, which works everywhere"),
+        ({"quantize_base": "int8"}, "quantize_base fp8, which works everywhere"),
+        ({"offload_activations": True}, "there is no GPU: leave it out"),
+        ({"optimizer": "bitsandbytes.optim.PagedAdamW8bit"}, "the same one without Paged"),
+    ],
+    ids=str,
+)
+def test_what_needs_a_gpu_is_refused_without_one(model, pictures, tmp_path, capsys, changes, said):
+    assert runs.train_here(runs.settings(model, pictures, tmp_path, **changes)) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_base_in_eight_bits_learns_and_is_not_mixed_up_with_another(model, pictures, tmp_path):
+    changes = {"quantize_base": "fp8", "validation_data_dir": pictures, "learning_rate": "1e-2"}
+    flags = runs.settings(model, pictures, tmp_path, max_train_steps=30, **changes)
+    assert runs.train_here(flags) == 0
+    last = [row for row in runs.metrics(tmp_path / "run") if "heldout_loss" in row][-1]
+    assert last["heldout_gain"] > 3 * last["heldout_difference_error"] / last["heldout_base_loss"]
+    runs.forget_accelerate()
+    flags = runs.settings(model, pictures, tmp_path, resume_from_checkpoint="latest")
+    assert runs.train_here([*flags, "--max_train_steps", "31"]) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantize_base": "nf4"},
+        {"quantize_base": "int8"},
+        {"offload_activations": True},
+        {"optimizer": "bitsandbytes.optim.PagedAdamW8bit"},
+        {"memory_budget_gib": 2},
+        {},  # the plan that fits the GPU's free memory
+    ],
+    ids=str,
+)
+def test_what_saves_the_memory_of_a_gpu_trains_on_one(model, pictures, tmp_path, changes):
+    """bitsandbytes quantises, pages and diffusers loads so on CUDA only."""
+    flags = runs.settings(model, pictures, tmp_path, mixed_precision="bf16", **changes)
+    assert runs.train_here(flags) == 0
+
+
+def test_autoencoder_and_text_encoder_are_gone_once_they_have_done_theirs(model):
+    base = BaseModel.load(str(model), dtype=torch.bfloat16)
+    assert base.unet.dtype == base.text_encoder.model.dtype == torch.bfloat16
+    parts = [weakref.ref(base.vae), weakref.ref(base.text_encoder.model)]
+    weights = [weakref.ref(next(iter(part().parameters()))) for part in parts]
+    base.free_vae()
+    base.free_text_encoder()
+    gc.collect()
+    assert [it() for it in (*parts, *weights)] == [None] * 4

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hn.build.models import DTYPES
@@ -21,8 +22,9 @@ from hn.diffusion.attention import context_dims
 from hn.diffusion.layout import check_layout, read_configuration
 from hn.diffusion.memory.choice import Rung, choose
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
+from hn.diffusion.memory.quantisation import check_device, stored_nbytes
 from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
-from hn.errors import StorageError
+from hn.errors import OptionError, StorageError
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
 from hn.training import optimizers
@@ -77,6 +79,7 @@ def step_of(
         height=config.data.size[1] // scale,
         width=config.data.size[0] // scale,
         tokens=text["max_position_embeddings"],
+        quantisation=config.memory.quantize_base,
         note_residuals=config.objective.residual_penalty > 0,
         accumulates=training.gradient_accumulation_steps > 1 or processes > 1,
     )
@@ -99,8 +102,10 @@ def build_plan(
     """The cheapest plan that fits memory_budget_gib, or else the free memory of a GPU; None where
     there is nothing to choose. `hypernetwork` is the one to go on from, if there is one.
 
-    Raises `StorageError` with the numbers if no plan fits the budget.
+    Raises `StorageError` with the numbers if no plan fits the budget, `OptionError` for what needs
+    a GPU where there is none.
     """
+    _check_device(config, accelerator.device)
     budget = config.memory.memory_budget_gib
     room = _free(config, accelerator.device) if budget is None else int(budget * GIB)
     if room is None:
@@ -122,6 +127,27 @@ def build_plan(
     return rung.plan
 
 
+def _check_device(config: Config, device: torch.device) -> None:
+    """Refuse what saves the memory of a GPU where there is none."""
+    check_device(config.memory.quantize_base, device)
+    if device.type != "cpu":
+        return
+    if config.memory.offload_activations:
+        raise OptionError(
+            "offload_activations moves what a GPU keeps to the host's memory, and there is no GPU: "
+            "leave it out"
+        )
+    if _is_paged(config.optimizer):
+        raise OptionError(
+            f"optimizer {config.optimizer.optimizer} moves its state between the memory of a GPU "
+            "and the host's, and there is no GPU: give the same one without Paged"
+        )
+
+
+def _is_paged(optimizer: OptimizerConfig) -> bool:
+    return optimizer.optimizer.rpartition(".")[2].startswith("Paged")
+
+
 def _free(config: Config, device: torch.device) -> int | None:
     """The free bytes of a GPU, if the settings leave the plan to us; None otherwise."""
     left = config.memory.frozen_aware == "auto" and not config.memory.offload_activations
@@ -134,7 +160,7 @@ def _lasting(config: Config, step: Step, device: str, processes: int) -> dict[st
     """The bytes of what lies there all the while, by part."""
     weights = _weights(step)
     parts = {
-        "base model": _nbytes(meta_unet(step.unet, step.dtype).parameters()),
+        "base model": stored_nbytes(_unet(step), step.quantisation),
         "hypernetwork": weights,
         "its average": weights * config.training.use_ema,
         "optimizer": round(weights * _state_share(config.optimizer)),
@@ -142,6 +168,10 @@ def _lasting(config: Config, step: Step, device: str, processes: int) -> dict[st
         "CUDA itself": CUDA_ITSELF * (device == "cuda"),
     }
     return {name: size for name, size in parts.items() if size}
+
+
+def _unet(step: Step) -> UNet2DConditionModel:
+    return meta_unet(step.unet, step.dtype, step.quantisation)
 
 
 def _weights(step: Step) -> int:
@@ -152,7 +182,7 @@ def _weights(step: Step) -> int:
 @lru_cache
 def _state_share(config: OptimizerConfig) -> float:
     """Bytes of an optimizer's state for each byte of weights: one is made, and asked."""
-    if config.optimizer.rpartition(".")[2].startswith("Paged"):
+    if _is_paged(config):
         return 0.0  # it lies in the host's memory, and comes over when there is room
     weight = nn.Parameter(torch.zeros(256, 64))
     weight.grad = torch.full_like(weight, 1e-3)
@@ -181,7 +211,7 @@ def _described(network: NetworkConfig, dims: tuple[int, ...]) -> HypernetworkCon
 
 
 def _in_words(found: Estimate, room: int, step: Step, rung: Rung) -> str:
-    plan, unet = rung.plan, meta_unet(step.unet, step.dtype)
+    plan, unet = rung.plan, _unet(step)
     again = [
         f"{len(names)} of {len(of)} {kind}"
         for kind, names, of in (
@@ -206,5 +236,5 @@ def _too_little(budget: float, least: Estimate) -> str:
         f"memory_budget_gib {budget} is too little: with everything computed again, this run takes "
         f"{least.total / GIB:.2f} GiB\n{least.table()}\nLower train_batch_size (and raise "
         "gradient_accumulation_steps) or resolution, give fewer dims or a smaller layer_structure, "
-        "or use_8bit_adam; on a GPU also offload_activations."
+        "use_8bit_adam, or quantize_base fp8; on a GPU also offload_activations."
     )

@@ -26,6 +26,7 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         variant=model.variant,
         prompt_syntax=model.prompt_syntax,
         clip_skip=model.clip_skip,
+        quantisation=config.memory.quantize_base,
         dtype=DTYPES[accelerator.mixed_precision],
         device=accelerator.device,
     )

@@ -122,6 +122,7 @@ def _fingerprint(
         * training.gradient_accumulation_steps
         * accelerator.num_processes,
         "seed": training.seed,
+        **({"quantize_base": base} if (base := config.memory.quantize_base) != "none" else {}),
         **({"processes": accelerator.num_processes} if data.streaming else {}),
         # of buckets, where it says how many pictures of one size come together
         **({"train_batch_size": training.train_batch_size} if data.resize_mode == "bucket" else {}),

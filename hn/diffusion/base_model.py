@@ -18,6 +18,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from hn.diffusion.attention import context_dims
 from hn.diffusion.layout import check_layout
+from hn.diffusion.memory.quantisation import (
+    Quantisation,
+    check_device,
+    loading_options,
+    store_in_float8,
+)
 from hn.diffusion.objective import Prediction
 from hn.diffusion.text_encoder import Syntax, TextEncoder
 from hn.errors import ModelError
@@ -64,23 +70,26 @@ class BaseModel:
         variant: str | None = None,
         prompt_syntax: Syntax = "plain",
         clip_skip: int = 1,
+        quantisation: Quantisation = "none",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
         """Load from a folder or hub id, in `dtype`; the autoencoder stays in float32.
 
         Raises `ModelError` naming what is missing, before anything large is read, and `OptionError`
-        if the text encoder has fewer layers than `clip_skip`.
+        if the text encoder has fewer layers than `clip_skip`, or the device cannot quantise so.
         """
+        check_device(quantisation, device)
         check_layout(name, revision=revision, variant=variant)
         at: dict[str, Any] = {"revision": revision}
+        quantised = loading_options(quantisation, dtype)
         source = {**at, "variant": variant}
         try:
             with warnings.catch_warnings():
                 # diffusers passes what huggingface_hub says it does not read any more.
                 warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
                 unet = UNet2DConditionModel.from_pretrained(
-                    name, subfolder="unet", torch_dtype=dtype, **source
+                    name, subfolder="unet", torch_dtype=dtype, **source, **quantised
                 )
                 vae = AutoencoderKL.from_pretrained(
                     name, subfolder="vae", torch_dtype=torch.float32, **source
@@ -91,13 +100,9 @@ class BaseModel:
                 tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **at)
                 scheduler: Any = DDIMScheduler.from_pretrained(name, subfolder="scheduler", **at)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
-            raise ModelError(
-                f"pretrained_model_name_or_path '{name}' cannot be loaded: {reason} It must be a "
-                "diffusers folder or hub id of a Stable Diffusion 1 or 2."
-            ) from error
+            raise _unreadable(name, error) from error
+        if quantisation == "fp8":
+            store_in_float8(unet)
         base = cls(
             name=name,
             unet=unet,
@@ -113,8 +118,8 @@ class BaseModel:
         """Move everything that is still held."""
         parts: tuple[Any, ...] = (self.unet, self._vae, self._text_encoder)
         for part in parts:
-            if part is not None:
-                part.to(device)
+            if part is not None and not getattr(part, "is_quantized", False):
+                part.to(device)  # bitsandbytes' are where they were made
         return self
 
     @property
@@ -202,6 +207,15 @@ class BaseModel:
     def encode_prompts(self, prompts: list[str]) -> list[Tensor]:
         """The context (T, D) of each prompt; `stack_contexts` joins different lengths."""
         return self.text_encoder.encode(prompts)
+
+
+def _unreadable(name: str, error: Exception) -> ModelError:
+    lines = str(error).strip().splitlines()
+    return ModelError(
+        f"pretrained_model_name_or_path '{name}' cannot be loaded: "
+        f"{lines[0] if lines else type(error).__name__} It must be a diffusers folder or hub id of "
+        "a Stable Diffusion 1 or 2."
+    )
 
 
 def _prediction(scheduler: DDIMScheduler) -> Prediction:

@@ -13,6 +13,7 @@ from hn.diffusion.attention import context_dims
 from hn.diffusion.denoiser import Condition, Denoiser
 from hn.diffusion.memory.choice import choose, climb
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
+from hn.diffusion.memory.quantisation import store_in_float8, stored_nbytes
 from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
@@ -114,6 +115,22 @@ def test_frozen_layers_compile_in_their_blocks(unet):
     planned, _ = step(compiled, Plan(frozen_aware=True))
     for a, b in zip(plain, planned, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "frozen-aware", "gates", "blocks", "some"])
+def test_weights_in_float8_compute_what_they_hold_to_the_bit(name):
+    """Stored in eight bits, the UNet is that of the rounded weights, forward and backward."""
+    torch.manual_seed(0)
+    rounded, stored = tiny.make_unet(), tiny.make_unet()
+    stored.load_state_dict(rounded.state_dict())
+    store_in_float8(stored)
+    for key, weight in stored.named_parameters():
+        rounded.get_parameter(key).data.copy_(weight.float())
+    assert stored.dtype == torch.float32
+    assert stored_nbytes(stored, "fp8") < 0.3 * stored_nbytes(rounded, "none")
+    plan = plans(stored).get(name, Plan())
+    (exact, _), (found, _) = step(rounded, Plan()), step(stored, plan)
+    assert all(torch.equal(a, b) for a, b in zip(exact, found, strict=True))
 
 
 def sd15_step(activation: str | None) -> Step:
