@@ -20,6 +20,7 @@ from hn.build.models import DTYPES
 from hn.config import Config, NetworkConfig, OptimizerConfig
 from hn.diffusion.attention import context_dims
 from hn.diffusion.layout import check_layout, read_configuration
+from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.choice import Rung, choose
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
 from hn.diffusion.memory.quantisation import check_device, stored_nbytes
@@ -96,6 +97,18 @@ def estimate(
     return Estimate({**parts, "activations": held})
 
 
+def other_stages(config: Config, step: Step, *, device: str) -> dict[str, Estimate]:
+    """What is taken while pictures are encoded, and while previews are drawn, if they are."""
+    encoders, lasting = _encoders(config, step.dtype), _lasting(config, step, device, 1)
+    base = {name: lasting[name] for name in ("base model", "CUDA itself") if name in lasting}
+    both = {"text encoder": encoders.text_encoder, "autoencoder": encoders.autoencoder}
+    found = {"encoding pictures": Estimate({**base, **both, "activations": encoders.encoding})}
+    if config.validation.validation_prompt:
+        parts = {**lasting, "autoencoder": encoders.autoencoder, "activations": encoders.decoding}
+        found["drawing previews"] = Estimate(parts)
+    return found
+
+
 def build_plan(
     config: Config, accelerator: Accelerator, hypernetwork: Hypernetwork | None
 ) -> Plan | None:
@@ -124,6 +137,9 @@ def build_plan(
     if budget is not None and found.total > room:
         raise StorageError(_too_little(budget, found))
     accelerator.print(_in_words(found, room, step, rung))
+    for name, stage in other_stages(config, step, device=device).items():
+        more = ", which is more than there is" if stage.total > room else ""
+        accelerator.print(f"  {name} takes {stage.total / GIB:.2f} GiB{more}")
     return rung.plan
 
 
@@ -167,7 +183,19 @@ def _lasting(config: Config, step: Step, device: str, processes: int) -> dict[st
         "gradients": weights * step.accumulates * (2 if processes > 1 else 1),  # and DDP's buckets
         "CUDA itself": CUDA_ITSELF * (device == "cuda"),
     }
+    if config.data.streaming:
+        encoders = _encoders(config, step.dtype)
+        parts["encoders of the stream"] = encoders.autoencoder + encoders.text_encoder
     return {name: size for name, size in parts.items() if size}
+
+
+def _encoders(config: Config, dtype: torch.dtype) -> Encoders:
+    model = config.model
+    vae, text = (
+        json.dumps(read_configuration(model.pretrained_model_name_or_path, part, model.revision))
+        for part in ("vae", "text_encoder")
+    )
+    return rehearse_encoders(vae, text, dtype, config.data.size, config.data.vae_batch_size)
 
 
 def _unet(step: Step) -> UNet2DConditionModel:

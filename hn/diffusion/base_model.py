@@ -194,12 +194,11 @@ class BaseModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents (B, C, h, w), in RGB."""
+        """Pictures of latents (B, C, h, w), in RGB: one at a time, since each may take 1 GiB."""
         self.vae.to(self.device)
         scaled = latents.to(self.device, self.vae.dtype) / self.scaling_factor
-        values = (
-            self.vae.decode(scaled).sample.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
-        )
+        samples = torch.cat([self.vae.decode(each).sample for each in scaled.split(1)])
+        values = samples.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
         if self._vae_parked:
             self.vae.to("cpu")
         return [Image.fromarray(picture.numpy()) for picture in values.permute(0, 2, 3, 1).cpu()]
