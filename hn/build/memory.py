@@ -131,8 +131,14 @@ def build_plan(
     dtype, device = DTYPES[accelerator.mixed_precision], accelerator.device.type
     step = step_of(config, dtype, network=network, processes=processes)
     lasting = sum(_lasting(config, step, device, processes).values())
-    offload, quiet = config.memory.offload_activations, not accelerator.is_main_process
-    rung = choose(step, room - lasting, offload=offload, quiet=quiet)
+    rung = choose(
+        step,
+        room - lasting,
+        # On CUDA autocast has plain norms keep float32, which no rehearsal sees.
+        plain=device != "cuda" or dtype == torch.float32,
+        offload=config.memory.offload_activations,
+        quiet=not accelerator.is_main_process,
+    )
     found = estimate(config, step, rung.plan, device=device, processes=processes)
     if budget is not None and found.total > room:
         raise StorageError(_too_little(budget, found))

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch.nn.parallel import DistributedDataParallel
 
 from hn.benchmark.memory import PeakMemory
 from hn.diffusion.attention import context_dims
@@ -42,17 +43,18 @@ def plans(unet) -> dict[str, Plan]:
     }
 
 
-def step(unet, plan, dtype=torch.float32, precision=None):
+def step(unet, plan, dtype=torch.float32, precision=None, wrap=lambda module: module):
     """Prediction and gradients of a step, and what was held of the second one."""
     net = Hypernetwork.create(tiny.DIMS, activation_func="mish", seed=1)
     net.to(dtype).train()
     denoiser = Denoiser(unet, net, plan=plan)
+    wrapped = wrap(denoiser)
     torch.manual_seed(2)
     noisy = torch.randn(2, 4, 8, 8).to(dtype)
     condition = Condition(torch.randn(2, 7, tiny.CONTEXT_DIM).to(dtype))
     with PeakMemory() as held:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
-            prediction, _ = denoiser(noisy, torch.tensor([3, 700]), condition)
+            prediction, _ = wrapped(noisy, torch.tensor([3, 700]), condition)
         prediction.float().square().mean().backward()
     denoiser.attachment.detach()
     denoiser.arrangement.remove()
@@ -68,6 +70,17 @@ def test_a_plan_changes_no_bit(unet, name, precision):
     planned, _ = step(unet, plans(unet)[name], dtype, precision)
     assert all(torch.equal(a, b) for a, b in zip(plain, planned, strict=True))
     torch.nn.Module.to(unet, torch.float32)
+
+
+def test_a_plan_changes_no_bit_in_a_distributed_wrapper(unet, tmp_path):
+    plain, _ = step(unet, Plan())
+    meeting = {"init_method": f"file://{tmp_path / 'meeting'}", "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("gloo", **meeting)
+    try:
+        planned, _ = step(unet, plans(unet)["some"], wrap=DistributedDataParallel)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(a, b) for a, b in zip(plain, planned, strict=True))
 
 
 def test_gradients_are_those_of_float64(unet):
@@ -184,6 +197,7 @@ def test_the_cheapest_plan_that_fits_is_chosen():
     most, least = rehearse(this, order[0]), rehearse(this, order[-1])
     assert choose(this, most).plan == order[0]
     assert choose(this, least - 1).plan == order[-1]
+    assert choose(this, most, plain=False).plan == order[1]
     room = (most + least) // 2
     chosen = order.index(choose(this, room).plan)
     assert rehearse(this, order[chosen]) <= room < rehearse(this, order[chosen - 1])
