@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from hn import cli, demo
-from hn.config import Config, DataConfig
+from hn.config import Config, DataConfig, MemoryConfig
 from hn.data.cache.caching import STALLED, Cache
 from hn.data.cache.index import Index
 from hn.errors import DataError, HubError, OptionError, shown
@@ -161,7 +161,8 @@ def reopen(run: Path, base_name: str | None = None) -> tuple[Config, Config, Acc
         none = dict.fromkeys(("train_data_dir", "train_folders", "dataset_name"))
         data = replace(data, **none, validation_data_dir=None, streaming=False)
     output = replace(written.output, output_dir=str(run.parent), report_to=("none",))
-    config = replace(written, training=training, model=model, data=data, output=output)
+    changed = {"training": training, "model": model, "data": data, "output": output}
+    config = replace(written, **changed, memory=MemoryConfig())
     accelerator = build_accelerator(config)
     config = resolve(config, accelerator, run)
     if own:

@@ -1,5 +1,7 @@
 """Memory budgets from the command line, and the estimate against what a step really holds."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,10 +9,11 @@ import torch
 
 from hn import build, cli, demo, launch
 from hn.benchmark.memory import PeakMemory
-from hn.build.memory import GIB, MIB, estimate, step_of
+from hn.build.memory import GIB, MIB, estimate, other_stages, step_of
 from hn.build.models import DTYPES
 from hn.build.start import Start
 from hn.config import Config
+from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
 from hn.errors import OptionError
@@ -79,7 +82,7 @@ def test_the_estimate_is_what_the_demo_holds(pictures, tmp_path, name, precision
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_budget_is_kept_by_a_plan_that_changes_no_bit(model, pictures, tmp_path, capsys):
-    flags = runs.settings(model, pictures, tmp_path, name="plain")
+    flags = runs.settings(model, pictures, tmp_path, name="plain", vae_batch_size=64)
     assert runs.train_here(flags) == 0
     config = cli.parse(flags)
     this = step_of(config, torch.float32)
@@ -90,11 +93,14 @@ def test_a_budget_is_kept_by_a_plan_that_changes_no_bit(model, pictures, tmp_pat
     budget = (everything + least) / 2
     capsys.readouterr()
     runs.forget_accelerate()
-    flags = runs.settings(model, pictures, tmp_path, memory_budget_gib=budget)
+    changes = {"memory_budget_gib": budget, "vae_batch_size": 64}
+    flags = runs.settings(model, pictures, tmp_path, **changes)
     assert runs.train_here(flags) == 0
     said = capsys.readouterr().out
     assert "frozen layers keep only what they must" in said
     assert "base model" in said
+    assert "encoding pictures takes" in said
+    assert "which is more than there is" in said  # 64 pictures at once
     runs_folders = tmp_path / "plain", tmp_path / "run"
     assert runs.losses(runs_folders[0]) == runs.losses(runs_folders[1])
     assert runs.same_tensors(runs_folders[0] / "plain.pt", runs_folders[1] / "run.pt")
@@ -117,3 +123,79 @@ def test_what_a_budget_chooses_is_not_given_as_well(model, pictures, tmp_path):
         cli.parse(runs.settings(model, pictures, tmp_path, **changes))
     assert "chooses gradient_checkpointing by itself" in str(error.value)
     assert "chooses frozen_aware by itself" in str(error.value)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"quantize_base": "nf4"}, "quantize_base fp8, which works everywhere"),
+        ({"quantize_base": "int8"}, "quantize_base fp8, which works everywhere"),
+        ({"offload_activations": True}, "there is no GPU: leave it out"),
+        ({"optimizer": "bitsandbytes.optim.PagedAdamW8bit"}, "the same one without Paged"),
+    ],
+    ids=str,
+)
+def test_what_needs_a_gpu_is_refused_without_one(model, pictures, tmp_path, capsys, changes, said):
+    assert runs.train_here(runs.settings(model, pictures, tmp_path, **changes)) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_base_in_eight_bits_learns_and_is_not_mixed_up_with_another(model, pictures, tmp_path):
+    changes = {"quantize_base": "fp8", "validation_data_dir": pictures, "learning_rate": "1e-2"}
+    flags = runs.settings(model, pictures, tmp_path, max_train_steps=30, **changes)
+    assert runs.train_here(flags) == 0
+    last = [row for row in runs.metrics(tmp_path / "run") if "heldout_loss" in row][-1]
+    assert last["heldout_gain"] > 3 * last["heldout_difference_error"] / last["heldout_base_loss"]
+    runs.forget_accelerate()
+    flags = runs.settings(model, pictures, tmp_path, resume_from_checkpoint="latest")
+    assert runs.train_here([*flags, "--max_train_steps", "31"]) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantize_base": "nf4"},
+        {"quantize_base": "int8"},
+        {"offload_activations": True},
+        {"optimizer": "bitsandbytes.optim.PagedAdamW8bit"},
+        {"memory_budget_gib": 2},
+        {},  # the plan that fits the GPU's free memory
+    ],
+    ids=str,
+)
+def test_what_saves_the_memory_of_a_gpu_trains_on_one(model, pictures, tmp_path, changes):
+    """bitsandbytes quantises, pages and diffusers loads so on CUDA only."""
+    flags = runs.settings(model, pictures, tmp_path, mixed_precision="bf16", **changes)
+    assert runs.train_here(flags) == 0
+
+
+def test_encoding_and_decoding_hold_what_was_rehearsed(pictures, tmp_path):
+    """Of the demo's parts, on real tensors; weights are there before."""
+    config = cli.parse(runs.settings(demo.MODEL, pictures, tmp_path, resolution=64))
+    config = replace(config, validation=replace(config.validation, validation_prompt=("a star",)))
+    found = other_stages(config, step_of(config, torch.float32), device="cpu")
+    base = BaseModel.load(str(demo.MODEL))
+    with PeakMemory() as encoding:
+        base.encode_images(torch.zeros(1, 3, 64, 64))
+    with PeakMemory() as decoding:
+        base.decode(torch.zeros(1, 4, 64 // base.downscaling, 64 // base.downscaling))
+    for name, held in (("encoding pictures", encoding), ("drawing previews", decoding)):
+        assert held.peak == pytest.approx(found[name].parts["activations"], rel=0.05)
+    weights = sum(it.nbytes for it in base.vae.parameters())
+    assert found["encoding pictures"].parts["autoencoder"] == weights
+    assert found["encoding pictures"].parts["text encoder"] == base.text_encoder.nbytes
+
+
+def test_autoencoder_and_text_encoder_are_gone_once_they_have_done_theirs(model):
+    base = BaseModel.load(str(model), dtype=torch.bfloat16)
+    assert base.unet.dtype == base.text_encoder.model.dtype == torch.bfloat16
+    parts = [weakref.ref(base.vae), weakref.ref(base.text_encoder.model)]
+    weights = [weakref.ref(next(iter(part().parameters()))) for part in parts]
+    base.free_vae()
+    base.free_text_encoder()
+    gc.collect()
+    assert [it() for it in (*parts, *weights)] == [None] * 4

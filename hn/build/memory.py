@@ -13,16 +13,19 @@ from functools import lru_cache
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hn.build.models import DTYPES
 from hn.config import Config, NetworkConfig, OptimizerConfig
 from hn.diffusion.attention import context_dims
 from hn.diffusion.layout import check_layout, read_configuration
+from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.choice import Rung, choose
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
+from hn.diffusion.memory.quantisation import check_device, stored_nbytes
 from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
-from hn.errors import StorageError
+from hn.errors import OptionError, StorageError
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
 from hn.training import optimizers
@@ -77,6 +80,7 @@ def step_of(
         height=config.data.size[1] // scale,
         width=config.data.size[0] // scale,
         tokens=text["max_position_embeddings"],
+        quantisation=config.memory.quantize_base,
         note_residuals=config.objective.residual_penalty > 0,
         accumulates=training.gradient_accumulation_steps > 1 or processes > 1,
     )
@@ -93,14 +97,28 @@ def estimate(
     return Estimate({**parts, "activations": held})
 
 
+def other_stages(config: Config, step: Step, *, device: str) -> dict[str, Estimate]:
+    """What is taken while pictures are encoded, and while previews are drawn, if they are."""
+    encoders, lasting = _encoders(config, step.dtype), _lasting(config, step, device, 1)
+    base = {name: lasting[name] for name in ("base model", "CUDA itself") if name in lasting}
+    both = {"text encoder": encoders.text_encoder, "autoencoder": encoders.autoencoder}
+    found = {"encoding pictures": Estimate({**base, **both, "activations": encoders.encoding})}
+    if config.validation.validation_prompt:
+        parts = {**lasting, "autoencoder": encoders.autoencoder, "activations": encoders.decoding}
+        found["drawing previews"] = Estimate(parts)
+    return found
+
+
 def build_plan(
     config: Config, accelerator: Accelerator, hypernetwork: Hypernetwork | None
 ) -> Plan | None:
     """The cheapest plan that fits memory_budget_gib, or else the free memory of a GPU; None where
     there is nothing to choose. `hypernetwork` is the one to go on from, if there is one.
 
-    Raises `StorageError` with the numbers if no plan fits the budget.
+    Raises `StorageError` with the numbers if no plan fits the budget, `OptionError` for what needs
+    a GPU where there is none.
     """
+    _check_device(config, accelerator.device)
     budget = config.memory.memory_budget_gib
     room = _free(config, accelerator.device) if budget is None else int(budget * GIB)
     if room is None:
@@ -113,13 +131,43 @@ def build_plan(
     dtype, device = DTYPES[accelerator.mixed_precision], accelerator.device.type
     step = step_of(config, dtype, network=network, processes=processes)
     lasting = sum(_lasting(config, step, device, processes).values())
-    offload, quiet = config.memory.offload_activations, not accelerator.is_main_process
-    rung = choose(step, room - lasting, offload=offload, quiet=quiet)
+    rung = choose(
+        step,
+        room - lasting,
+        # On CUDA autocast has plain norms keep float32, which no rehearsal sees.
+        plain=device != "cuda" or dtype == torch.float32,
+        offload=config.memory.offload_activations,
+        quiet=not accelerator.is_main_process,
+    )
     found = estimate(config, step, rung.plan, device=device, processes=processes)
     if budget is not None and found.total > room:
         raise StorageError(_too_little(budget, found))
     accelerator.print(_in_words(found, room, step, rung))
+    for name, stage in other_stages(config, step, device=device).items():
+        more = ", which is more than there is" if stage.total > room else ""
+        accelerator.print(f"  {name} takes {stage.total / GIB:.2f} GiB{more}")
     return rung.plan
+
+
+def _check_device(config: Config, device: torch.device) -> None:
+    """Refuse what saves the memory of a GPU where there is none."""
+    check_device(config.memory.quantize_base, device)
+    if device.type != "cpu":
+        return
+    if config.memory.offload_activations:
+        raise OptionError(
+            "offload_activations moves what a GPU keeps to the host's memory, and there is no GPU: "
+            "leave it out"
+        )
+    if _is_paged(config.optimizer):
+        raise OptionError(
+            f"optimizer {config.optimizer.optimizer} moves its state between the memory of a GPU "
+            "and the host's, and there is no GPU: give the same one without Paged"
+        )
+
+
+def _is_paged(optimizer: OptimizerConfig) -> bool:
+    return optimizer.optimizer.rpartition(".")[2].startswith("Paged")
 
 
 def _free(config: Config, device: torch.device) -> int | None:
@@ -134,14 +182,30 @@ def _lasting(config: Config, step: Step, device: str, processes: int) -> dict[st
     """The bytes of what lies there all the while, by part."""
     weights = _weights(step)
     parts = {
-        "base model": _nbytes(meta_unet(step.unet, step.dtype).parameters()),
+        "base model": stored_nbytes(_unet(step), step.quantisation),
         "hypernetwork": weights,
         "its average": weights * config.training.use_ema,
         "optimizer": round(weights * _state_share(config.optimizer)),
         "gradients": weights * step.accumulates * (2 if processes > 1 else 1),  # and DDP's buckets
         "CUDA itself": CUDA_ITSELF * (device == "cuda"),
     }
+    if config.data.streaming:
+        encoders = _encoders(config, step.dtype)
+        parts["encoders of the stream"] = encoders.autoencoder + encoders.text_encoder
     return {name: size for name, size in parts.items() if size}
+
+
+def _encoders(config: Config, dtype: torch.dtype) -> Encoders:
+    model = config.model
+    vae, text = (
+        json.dumps(read_configuration(model.pretrained_model_name_or_path, part, model.revision))
+        for part in ("vae", "text_encoder")
+    )
+    return rehearse_encoders(vae, text, dtype, config.data.size, config.data.vae_batch_size)
+
+
+def _unet(step: Step) -> UNet2DConditionModel:
+    return meta_unet(step.unet, step.dtype, step.quantisation)
 
 
 def _weights(step: Step) -> int:
@@ -152,7 +216,7 @@ def _weights(step: Step) -> int:
 @lru_cache
 def _state_share(config: OptimizerConfig) -> float:
     """Bytes of an optimizer's state for each byte of weights: one is made, and asked."""
-    if config.optimizer.rpartition(".")[2].startswith("Paged"):
+    if _is_paged(config):
         return 0.0  # it lies in the host's memory, and comes over when there is room
     weight = nn.Parameter(torch.zeros(256, 64))
     weight.grad = torch.full_like(weight, 1e-3)
@@ -181,7 +245,7 @@ def _described(network: NetworkConfig, dims: tuple[int, ...]) -> HypernetworkCon
 
 
 def _in_words(found: Estimate, room: int, step: Step, rung: Rung) -> str:
-    plan, unet = rung.plan, meta_unet(step.unet, step.dtype)
+    plan, unet = rung.plan, _unet(step)
     again = [
         f"{len(names)} of {len(of)} {kind}"
         for kind, names, of in (
@@ -206,5 +270,5 @@ def _too_little(budget: float, least: Estimate) -> str:
         f"memory_budget_gib {budget} is too little: with everything computed again, this run takes "
         f"{least.total / GIB:.2f} GiB\n{least.table()}\nLower train_batch_size (and raise "
         "gradient_accumulation_steps) or resolution, give fewer dims or a smaller layer_structure, "
-        "or use_8bit_adam; on a GPU also offload_activations."
+        "use_8bit_adam, or quantize_base fp8; on a GPU also offload_activations."
     )

@@ -159,6 +159,7 @@ def settings_fingerprint(config: Config, processes: int) -> dict[str, Any]:
         * training.gradient_accumulation_steps
         * processes,
         "seed": training.seed,
+        **({"quantize_base": base} if (base := config.memory.quantize_base) != "none" else {}),
         **({"processes": processes} if data.streaming else {}),
         # of buckets, where it says how many pictures of one size come together
         **({"train_batch_size": training.train_batch_size} if data.resize_mode == "bucket" else {}),

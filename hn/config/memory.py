@@ -15,3 +15,6 @@ class MemoryConfig:
     memory is short (gradient_checkpointing, a GPU that is too small), or where it costs no time."""
     offload_activations: bool = False
     """Keep what the backward pass needs in the host's memory: slow, when all else does not fit."""
+    quantize_base: Literal["none", "fp8", "int8", "nf4"] = "none"
+    """Store the frozen UNet in fewer bits, which changes its predictions a little: fp8 halves
+    bfloat16, anywhere; int8 and nf4 (bitsandbytes, on a GPU) leave convolutions as they are."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from hn.diffusion import sharding
 from hn.diffusion.attention import context_dims
 from hn.diffusion.layout import is_single_file
+from hn.diffusion.memory.quantisation import Quantisation, check_device, store_in_float8
 from hn.diffusion.objective import Prediction
 from hn.diffusion.parts import Parts, load_pretrained_vae
 from hn.diffusion.single_file.reading import load as load_file
@@ -67,6 +68,7 @@ class BaseModel:
         clip_skip: int = 1,
         vae: str | None = None,
         prediction: Prediction | None = None,
+        quantisation: Quantisation = "none",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
@@ -74,16 +76,22 @@ class BaseModel:
 
         `vae`: another autoencoder, named likewise; `prediction`: what the model predicts, if its
         scheduler does not say so. Raises `ModelError` naming what is missing, before anything large
-        is read, and `OptionError` if the text encoder has fewer layers than `clip_skip`.
+        is read, and `OptionError` if the text encoder has fewer layers than `clip_skip`, or the
+        device or the file cannot be quantised so.
         """
+        check_device(quantisation, device)
         file = Path(name) if is_single_file(name) else None
         parts = (
-            Parts.load(name, revision=revision, variant=variant, dtype=dtype)
+            Parts.load(
+                name, revision=revision, variant=variant, quantisation=quantisation, dtype=dtype
+            )
             if file is None
-            else load_file(file, dtype=dtype, prediction=prediction)
+            else load_file(file, quantisation=quantisation, dtype=dtype, prediction=prediction)
         )
         if prediction is not None:
             parts.scheduler.register_to_config(prediction_type=prediction)
+        if quantisation == "fp8":
+            store_in_float8(parts.unet)
         base = cls(
             name=name,
             unet=parts.unet,
@@ -99,8 +107,8 @@ class BaseModel:
         """Move everything that is still held."""
         parts: tuple[Any, ...] = (self.unet, self._vae, self._text_encoder)
         for part in parts:
-            if part is not None:
-                part.to(device)
+            if part is not None and not getattr(part, "is_quantized", False):
+                part.to(device)  # bitsandbytes' are where they were made
         return self
 
     def shard(self, device: torch.device) -> Self:
@@ -188,12 +196,11 @@ class BaseModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents (B, C, h, w), in RGB."""
+        """Pictures of latents (B, C, h, w), in RGB: one at a time, since each may take 1 GiB."""
         self.vae.to(self.device)
         scaled = latents.to(self.device, self.vae.dtype) / self.scaling_factor
-        values = (
-            self.vae.decode(scaled).sample.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
-        )
+        samples = torch.cat([self.vae.decode(each).sample for each in scaled.split(1)])
+        values = samples.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
         if self._vae_parked:
             self.vae.to("cpu")
         return [Image.fromarray(picture.numpy()) for picture in values.permute(0, 2, 3, 1).cpu()]

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hn.diffusion.layout import check_layout
+from hn.diffusion.memory.quantisation import Quantisation, loading_options
 from hn.errors import ModelError
 
 
@@ -26,16 +27,23 @@ class Parts:
 
     @classmethod
     def load(
-        cls, name: str, *, revision: str | None, variant: str | None, dtype: torch.dtype
+        cls,
+        name: str,
+        *,
+        revision: str | None,
+        variant: str | None,
+        quantisation: Quantisation,
+        dtype: torch.dtype,
     ) -> Self:
         """Raises `ModelError` naming what is missing, before anything large is read."""
         check_layout(name, revision=revision, variant=variant)
         at: dict[str, Any] = {"revision": revision}
         source = {**at, "variant": variant}
+        quantised = loading_options(quantisation, dtype)
         with _loading("pretrained_model_name_or_path", name, "of a Stable Diffusion 1 or 2"):
             return cls(
                 unet=UNet2DConditionModel.from_pretrained(
-                    name, subfolder="unet", torch_dtype=dtype, **source
+                    name, subfolder="unet", torch_dtype=dtype, **source, **quantised
                 ),
                 vae=AutoencoderKL.from_pretrained(
                     name, subfolder="vae", torch_dtype=torch.float32, **source

@@ -7,12 +7,14 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch.nn.parallel import DistributedDataParallel
 
 from hn.benchmark.memory import PeakMemory
 from hn.diffusion.attention import context_dims
 from hn.diffusion.denoiser import Condition, Denoiser
 from hn.diffusion.memory.choice import choose, climb
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
+from hn.diffusion.memory.quantisation import store_in_float8, stored_nbytes
 from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
@@ -41,17 +43,18 @@ def plans(unet) -> dict[str, Plan]:
     }
 
 
-def step(unet, plan, dtype=torch.float32, precision=None):
+def step(unet, plan, dtype=torch.float32, precision=None, wrap=lambda module: module):
     """Prediction and gradients of a step, and what was held of the second one."""
     net = Hypernetwork.create(tiny.DIMS, activation_func="mish", seed=1)
     net.to(dtype).train()
     denoiser = Denoiser(unet, net, plan=plan)
+    wrapped = wrap(denoiser)
     torch.manual_seed(2)
     noisy = torch.randn(2, 4, 8, 8).to(dtype)
     condition = Condition(torch.randn(2, 7, tiny.CONTEXT_DIM).to(dtype))
     with PeakMemory() as held:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
-            prediction, _ = denoiser(noisy, torch.tensor([3, 700]), condition)
+            prediction, _ = wrapped(noisy, torch.tensor([3, 700]), condition)
         prediction.float().square().mean().backward()
     denoiser.attachment.detach()
     denoiser.arrangement.remove()
@@ -67,6 +70,17 @@ def test_a_plan_changes_no_bit(unet, name, precision):
     planned, _ = step(unet, plans(unet)[name], dtype, precision)
     assert all(torch.equal(a, b) for a, b in zip(plain, planned, strict=True))
     torch.nn.Module.to(unet, torch.float32)
+
+
+def test_a_plan_changes_no_bit_in_a_distributed_wrapper(unet, tmp_path):
+    plain, _ = step(unet, Plan())
+    meeting = {"init_method": f"file://{tmp_path / 'meeting'}", "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("gloo", **meeting)
+    try:
+        planned, _ = step(unet, plans(unet)["some"], wrap=DistributedDataParallel)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(a, b) for a, b in zip(plain, planned, strict=True))
 
 
 def test_gradients_are_those_of_float64(unet):
@@ -114,6 +128,22 @@ def test_frozen_layers_compile_in_their_blocks(unet):
     planned, _ = step(compiled, Plan(frozen_aware=True))
     for a, b in zip(plain, planned, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "frozen-aware", "gates", "blocks", "some"])
+def test_weights_in_float8_compute_what_they_hold_to_the_bit(name):
+    """Stored in eight bits, the UNet is that of the rounded weights, forward and backward."""
+    torch.manual_seed(0)
+    rounded, stored = tiny.make_unet(), tiny.make_unet()
+    stored.load_state_dict(rounded.state_dict())
+    store_in_float8(stored)
+    for key, weight in stored.named_parameters():
+        rounded.get_parameter(key).data.copy_(weight.float())
+    assert stored.dtype == torch.float32
+    assert stored_nbytes(stored, "fp8") < 0.3 * stored_nbytes(rounded, "none")
+    plan = plans(stored).get(name, Plan())
+    (exact, _), (found, _) = step(rounded, Plan()), step(stored, plan)
+    assert all(torch.equal(a, b) for a, b in zip(exact, found, strict=True))
 
 
 def sd15_step(activation: str | None) -> Step:
@@ -167,6 +197,7 @@ def test_the_cheapest_plan_that_fits_is_chosen():
     most, least = rehearse(this, order[0]), rehearse(this, order[-1])
     assert choose(this, most).plan == order[0]
     assert choose(this, least - 1).plan == order[-1]
+    assert choose(this, most, plain=False).plan == order[1]
     room = (most + least) // 2
     chosen = order.index(choose(this, room).plan)
     assert rehearse(this, order[chosen]) <= room < rehearse(this, order[chosen - 1])

@@ -24,14 +24,17 @@ class Rung:
     cost: Cost
 
 
-def choose(step: Step, room: int, *, offload: bool = False, quiet: bool = False) -> Rung:
+def choose(
+    step: Step, room: int, *, plain: bool = True, offload: bool = False, quiet: bool = False
+) -> Rung:
     """The cheapest plan whose forward and backward pass hold at most `room` bytes; the leanest one
-    if there is none. `offload` allows the host's memory, after all else.
+    if there is none. `plain` allows layers that are not frozen-aware, `offload` the host's memory,
+    after all else.
     """
-    first = rehearse(step, Plan())
-    if first <= room:
-        return Rung(Plan(), Cost(0, 0))
-    rungs = climb(step, offload=offload)
+    first = Rung(Plan(frozen_aware=not plain), Cost(0, 0))
+    if rehearse(step, first.plan) <= room:
+        return first
+    rungs = climb(step, offload=offload)[0 if plain else 1 :]
     with tqdm(desc="memory plan", unit=" plans", leave=False, disable=quiet) as bar:
 
         def peak(index: int) -> int:

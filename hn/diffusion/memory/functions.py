@@ -22,11 +22,18 @@ _once: Any = once_differentiable  # its annotations know no methods
 
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """`layer(x)` of x (B, C, h, w), keeping nothing but the weight."""
+    """`layer(x)` of x (B, C, h, w), keeping nothing but the weight, whatever that is stored in."""
+    geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
     if not _is_differentiated(x) or layer.weight.requires_grad:
-        return nn.Conv2d.forward(layer, x)
-    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return F.conv2d(x, _as(layer.weight, x), layer.bias, *geometry)
     return _Convolution.apply(x, layer.weight, layer.bias, geometry)
+
+
+def project(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)` of x (B, N, D), keeping nothing but the weight, whatever that is stored in."""
+    if not _is_differentiated(x) or layer.weight.requires_grad:
+        return F.linear(x, _as(layer.weight, x), layer.bias)
+    return _Projection.apply(x, layer.weight, layer.bias)
 
 
 def normalise(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -45,7 +52,7 @@ def convolve_activated(norm: nn.GroupNorm, layer: nn.Conv2d, x: Tensor) -> Tenso
     """`layer(silu(norm(x)))` of x (B, C, h, w), keeping x."""
     with _own_dtype(x):
         if not _is_differentiated(x) or layer.weight.requires_grad or norm.weight.requires_grad:
-            return nn.Conv2d.forward(layer, F.silu(nn.GroupNorm.forward(norm, x)))
+            return convolve(layer, F.silu(nn.GroupNorm.forward(norm, x)))
         return _ActivatedConvolution.apply(
             x,
             (norm.weight, norm.bias, norm.num_groups, norm.eps),
@@ -63,7 +70,7 @@ def gate(projected: Tensor) -> Tensor:
 def project_and_gate(projection: nn.Linear, x: Tensor) -> Tensor:
     """`gate(projection(x))` (B, N, C) of x (B, N, D), keeping x: the product is computed twice."""
     if not _is_differentiated(x) or projection.weight.requires_grad:
-        return gate(projection(x))
+        return gate(project(projection, x))
     return _GatedProjection.apply(x, projection.weight, projection.bias)
 
 
@@ -74,7 +81,7 @@ class _Convolution(Function):
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.dtype, ctx.geometry = x.shape, x.dtype, geometry
-        return F.conv2d(x, weight, bias, *geometry)
+        return F.conv2d(x, _as(weight, x), bias, *geometry)
 
     @staticmethod
     @_once
@@ -91,7 +98,7 @@ class _ActivatedConvolution(Function):
         normal, mean, deviation = _normal(x, norm)
         ctx.save_for_backward(x, mean, deviation, weight)
         ctx.norm, ctx.shape, ctx.geometry = norm, x.shape, geometry
-        return F.conv2d(F.silu(normal), weight, bias, *geometry)
+        return F.conv2d(F.silu(normal), _as(weight, x), bias, *geometry)
 
     @staticmethod
     @_once
@@ -112,6 +119,20 @@ class _ActivatedConvolution(Function):
         return grad, None, None, None, None
 
 
+class _Projection(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.dtype = x.dtype
+        return F.linear(x, _as(weight, x), bias)
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return (grads[0] @ weight.to(grads[0].dtype)).to(ctx.dtype), None, None
+
+
 class _Gate(Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor) -> Tensor:
@@ -128,7 +149,7 @@ class _Gate(Function):
 class _GatedProjection(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        projected = F.linear(x, weight, bias)
+        projected = F.linear(x, _as(weight, x), bias)
         ctx.save_for_backward(x, weight, bias)
         values, gates = projected.chunk(2, dim=-1)
         return values * F.gelu(gates)
@@ -178,6 +199,11 @@ def _laid_out(x: Tensor) -> Tensor:
     if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous()
+
+
+def _as(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight as the computation needs it: one in float8 in the dtype of x, any other as it is."""
+    return weight.to(x.dtype) if weight.dtype == torch.float8_e4m3fn else weight
 
 
 def _is_differentiated(x: Tensor) -> bool:

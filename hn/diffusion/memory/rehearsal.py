@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hn.benchmark.memory import PeakMemory
 from hn.diffusion.denoiser import Condition, Denoiser
 from hn.diffusion.memory.plan import Plan
+from hn.diffusion.memory.quantisation import Quantisation, store_in_float8
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
 
@@ -39,6 +40,7 @@ class Step:
     height: int
     width: int
     tokens: int = 77
+    quantisation: Quantisation = "none"
     note_residuals: bool = False
     accumulates: bool = False
 
@@ -62,7 +64,7 @@ def rehearse(step: Step, plan: Plan) -> int:
 @contextmanager
 def rehearsal(step: Step, plan: Plan) -> Iterator[Denoiser]:
     """The denoiser of a step on meta tensors; afterwards its UNet serves the next."""
-    unet = meta_unet(step.unet, step.dtype)
+    unet = meta_unet(step.unet, step.dtype, step.quantisation)
     with torch.device("meta"):
         network = Hypernetwork(step.network, draw_weights=False).to(step.dtype).train()
     denoiser = Denoiser(unet, network, plan=plan, note_residuals=step.note_residuals)
@@ -85,11 +87,15 @@ def inputs(step: Step, unet: UNet2DConditionModel) -> tuple[Tensor, Tensor, Cond
 
 
 @lru_cache(maxsize=1)
-def meta_unet(config: str, dtype: torch.dtype) -> UNet2DConditionModel:
+def meta_unet(
+    config: str, dtype: torch.dtype, quantisation: Quantisation = "none"
+) -> UNet2DConditionModel:
     """The UNet of a configuration, without weights."""
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(json.loads(config))
     nn.Module.to(unet, dtype)  # diffusers' own warns
+    if quantisation == "fp8":  # by bitsandbytes there are no meta tensors
+        store_in_float8(unet)
     return unet.requires_grad_(False).eval()
 
 

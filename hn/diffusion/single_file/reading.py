@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from hn.diffusion.memory.quantisation import Quantisation
 from hn.diffusion.objective import Prediction
 from hn.diffusion.parts import Parts
 from hn.diffusion.single_file.architecture import OPEN_CLIP, Architecture, vae_config
 from hn.diffusion.single_file.vocabulary import build_tokenizer
 from hn.diffusion.surgery.single_file import TEXT, UNET, VAE, Names
-from hn.errors import ModelError
+from hn.errors import ModelError, OptionError
 from hn.network import container
 
 _PADDING_2 = "!"  # what Stable Diffusion 2 was trained with behind its prompts
@@ -47,8 +48,18 @@ def read_architecture(path: Path, prediction: Prediction | None) -> Architecture
         return _architecture(tensors, path, prediction)
 
 
-def load(path: Path, *, dtype: torch.dtype, prediction: Prediction | None) -> Parts:
-    """UNet and text encoder in `dtype`, the autoencoder in float32. Raises `ModelError`."""
+def load(
+    path: Path, *, quantisation: Quantisation, dtype: torch.dtype, prediction: Prediction | None
+) -> Parts:
+    """UNet and text encoder in `dtype`, the autoencoder in float32.
+
+    Raises `ModelError`, or `OptionError` for a quantisation that is done while diffusers loads.
+    """
+    if quantisation in ("int8", "nf4"):
+        raise OptionError(
+            f"quantize_base {quantisation} is done while a diffusers folder is loaded, and {path} "
+            "is a single file: give quantize_base fp8, or a folder"
+        )
     with _opened(path) as tensors:
         found = _architecture(tensors, path, prediction)
         layers, levels = found.unet["layers_per_block"], len(found.vae["block_out_channels"])
