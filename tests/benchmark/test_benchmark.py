@@ -81,6 +81,15 @@ def test_operations_on_numbers_are_those_of_products_and_convolutions():
     assert each - once == (layers - 1) * 2 * (2 + 2 + 1) * product
 
 
+def test_diffusers_script_encodes_with_models_of_sds_size_in_every_step():
+    scene = _scene("tiny", device="meta")
+    stock, lora = (CONTENDERS[name](scene) for name in ("diffusers-lora", "lora-rank-4"))
+    autoencoder = 83_653_863  # parameters, as SD 1's has
+    assert autoencoder < sum(p.numel() for p in stock.frozen) < 1.1 * autoencoder
+    assert len(stock.parameters) == len(lora.parameters)
+    assert calculate(stock) > 2 * calculate(lora)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
