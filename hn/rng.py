@@ -40,4 +40,8 @@ def numpy_random(seed: int, purpose: str, *position: int) -> np.random.Generator
 
 def seed_layers(seed: int, step: int, slot: int) -> None:
     """Seed what layers draw for themselves (dropout, rrelu) in this micro-batch."""
-    torch.manual_seed(seed_of(seed, "dropout", step, slot))
+    own = seed_of(seed, "dropout", step, slot)
+    if torch.accelerator.is_available():
+        torch.manual_seed(own)
+    else:  # torch would note for every kind of device that may come up, at a millisecond a step
+        torch.default_generator.manual_seed(own)

@@ -62,7 +62,7 @@ def benchmark(args: argparse.Namespace) -> None:
     scene = build_scene(args.model, **what, widths=args.dims)
     measured = benchmark.measure(scene, names, args.rounds)
     print(rows.table(measured.rows))
-    about = {"model": args.model, "dims": args.dims, **what, **measured.machine}
+    about = {"model": args.model, **measured.about}
     if args.loop:
         sys.path.insert(0, str(Path(__file__).parent.parent))
         import train_hypernetwork

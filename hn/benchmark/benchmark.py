@@ -21,10 +21,10 @@ from hn.errors import OptionError, meant, shown
 
 @dataclass(frozen=True)
 class Measured:
-    """The rows, and what they were measured on."""
+    """The rows, and what they are `about`: sizes, machine."""
 
     rows: list[Row]
-    machine: dict[str, Any]
+    about: dict[str, Any]
 
 
 def prepare(rounds: int, threads: int) -> None:
@@ -87,7 +87,7 @@ def measure(scene: Scene, names: Sequence[str], rounds: int) -> Measured:
                 rounds=seconds[name],
             )
         )
-    return Measured(rows, _machine(scene, rate))
+    return Measured(rows, _about(scene, rate))
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,13 @@ def _difference(first: _First, reference: _First) -> float:
     return float(difference / reference.gradient.norm())
 
 
-def _machine(scene: Scene, rate: float) -> dict[str, Any]:
-    """What it was measured on."""
+def _about(scene: Scene, rate: float) -> dict[str, Any]:
     cuda = scene.device.startswith("cuda")
     return {
+        "resolution": scene.resolution,
+        "batch": scene.batch,
+        "precision": scene.precision,
+        "dims": scene.dims,
         "device": torch.cuda.get_device_name(scene.device) if cuda else scene.device,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

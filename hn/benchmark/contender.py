@@ -19,8 +19,9 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Contender:
     """A forward pass, and what it trains: a hypernetwork, or other parameters.
 
-    `idle`: what also gets gradients, for nothing. `clips`: the norm of the gradient is bounded, as
-    in ours by default. `reads_loss`: the host reads the loss of each micro-batch, and waits for it.
+    `idle`: what also gets gradients, for nothing; `frozen`: what is computed with beside the UNet.
+    `clips`: the norm of the gradient is bounded, as in ours by default. `loss_reads`: how often the
+    host reads the loss of a micro-batch, and waits for it.
     """
 
     def __init__(
@@ -31,22 +32,24 @@ class Contender:
         *,
         network: Hypernetwork | None = None,
         idle: Sequence[nn.Parameter] = (),
+        frozen: Sequence[nn.Parameter] = (),
         clips: bool = True,
-        reads_loss: bool = False,
+        loss_reads: int = 0,
     ) -> None:
         self.parameters = parameters
         self.taught = [*parameters, *idle]
+        self.frozen = frozen
         self.network = network
         self._scene = scene
         self._forward = forward
         self._clips = clips
-        self._reads_loss = reads_loss
+        self._loss_reads = loss_reads
         self._optimizer = optimizers.optimizer_of(parameters, OptimizerConfig(), RATE)
 
     def __call__(self, step: int) -> None:
         """Take a step."""
         loss = self.backward(self.problem(step))
-        if self._reads_loss:
+        for _ in range(self._loss_reads):
             loss.item()  # GPU sync, as there
         if self._clips:
             nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from hn.benchmark.contender import Contender
+from hn.benchmark.loras import loras, stock
 from hn.benchmark.scene import Scene
 from hn.benchmark.webui import webui
-from hn.diffusion.denoiser import Condition, Denoiser, predict
-from hn.evaluation import lora
+from hn.diffusion.denoiser import Condition, Denoiser
 
 REFERENCE = "webui"  # what ratios and differences are to
 OURS = "hn"
@@ -27,26 +27,13 @@ def own(scene: Scene, **features: Any) -> Contender:
     return Contender(scene, forward, list(network.parameters()), network=network)
 
 
-def loras(scene: Scene, rank: int | None = None) -> Contender:
-    """A LoRA on the same UNet, of that rank, or of as many parameters as the hypernetwork."""
-    lora.check_installed()
-    unet, size = scene.make_unet(), sum(p.numel() for p in scene.make_network().parameters())
-    parameters = lora.add(unet, rank or lora.rank_of(unet, size), seed=0)
-    for parameter in parameters:
-        parameter.data = parameter.data.to(scene.device, scene.network_dtype)
-
-    def forward(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return predict(unet, noisy, timesteps, Condition(context))
-
-    return Contender(scene, forward, parameters)
-
-
 # One line for each feature that can be on or off.
 CONTENDERS: dict[str, Callable[[Scene], Contender]] = {
     REFERENCE: webui,
     "webui-unet-grads": partial(webui, unet_grads=True),
     "lora": loras,
     "lora-rank-4": partial(loras, rank=4),
+    "diffusers-lora": stock,
     OURS: own,
     "hn-per-layer": partial(own, transform_once=False),
     "hn-gradient-checkpointing": partial(own, gradient_checkpointing=True),

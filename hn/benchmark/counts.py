@@ -58,8 +58,7 @@ def unet_bytes(scene: Scene) -> int:
 
 
 def _static(contender: Contender) -> int:
-    """Trained parameters, their gradients and two moments, in float32; gradients of the others."""
+    """Trained parameters, their gradients and two moments, in float32; idle gradients; encoders."""
     trained = sum(p.numel() for p in contender.parameters)
-    others = sum(p.numel() * p.element_size() for p in contender.taught)
-    own = sum(p.numel() * p.element_size() for p in contender.parameters)
-    return 4 * 4 * trained + others - own
+    idle = contender.taught[len(contender.parameters) :]
+    return 4 * 4 * trained + sum(p.numel() * p.element_size() for p in (*idle, *contender.frozen))

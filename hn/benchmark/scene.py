@@ -196,7 +196,7 @@ def build_scene(
         raise OptionError(
             f"resolution must be a multiple of {scene.granularity} for {model}; found {resolution}"
         )
-    devices = ["cpu", "meta", *(["cuda"] * torch.cuda.is_available())]
+    devices = ["cpu", *(["cuda"] * torch.cuda.is_available())]
     devices += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     if scene.device not in devices:
         raise OptionError(f"device must be one of {' '.join(devices)}; found {shown(device)}")

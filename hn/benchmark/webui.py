@@ -61,5 +61,5 @@ def webui(scene: Scene, *, unet_grads: bool = False) -> Contender:
         network=network,
         idle=[p for p in unet.parameters() if p.requires_grad],
         clips=False,
-        reads_loss=True,
+        loss_reads=1,
     )

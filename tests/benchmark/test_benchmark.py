@@ -1,5 +1,7 @@
 """The benchmark: what its contenders compute, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,11 @@ from hn.errors import OptionError
 def _scene(model: str, **changes) -> Scene:
     settings = {"resolution": None, "batch": 1, "precision": "fp32", "widths": "all"}
     return build_scene(model, **{**settings, "device": "cpu", **changes})
+
+
+def _counted(model: str, **changes) -> Scene:
+    """A scene in which nothing is computed."""
+    return replace(_scene(model, **changes), device="meta")
 
 
 def _gradient(name: str, scene: Scene) -> torch.Tensor:
@@ -62,7 +69,7 @@ def test_operations_of_a_step_of_stable_diffusion_1(widths, most):
 
 def test_activations_of_stable_diffusion_1_take_half_of_the_web_uis():
     """At 512 pixels in bfloat16, every width trained."""
-    scene = _scene("sd15", precision="bf16", device="meta")
+    scene = _counted("sd15", precision="bf16")
     peaks = {
         name: hold(CONTENDERS[name](scene)).peak
         for name in ("webui", "hn", "hn-gradient-checkpointing")
@@ -73,12 +80,21 @@ def test_activations_of_stable_diffusion_1_take_half_of_the_web_uis():
 
 def test_operations_on_numbers_are_those_of_products_and_convolutions():
     """What transforming the text in every layer adds is known."""
-    scene = _scene("tiny", widths="text", device="meta")
+    scene = _counted("tiny", widths="text")
     width, tokens, layers = 96, scene.shape.tokens, 7
     product = 2 * tokens * width * 2 * width  # one layer of one module
     once, each = (calculate(CONTENDERS[name](scene)) for name in ("hn", "hn-per-layer"))
     # Of two modules: 2 layers, the gradients of their weights, and of what the second reads.
     assert each - once == (layers - 1) * 2 * (2 + 2 + 1) * product
+
+
+def test_diffusers_script_encodes_with_models_of_sds_size_in_every_step():
+    scene = _counted("tiny")
+    stock, lora = (CONTENDERS[name](scene) for name in ("diffusers-lora", "lora-rank-4"))
+    autoencoder = 83_653_863  # parameters, as SD 1's has
+    assert autoencoder < sum(p.numel() for p in stock.frozen) < 1.1 * autoencoder
+    assert len(stock.parameters) == len(lora.parameters)
+    assert calculate(stock) > 2 * calculate(lora)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +103,7 @@ def test_operations_on_numbers_are_those_of_products_and_convolutions():
         ({"resolution": 100}, "multiple of 16 for tiny; found 100"),
         ({"resolution": 0}, "multiple of 16"),
         ({"batch": 0}, "batch must be at least 1"),
-        ({"device": "tpu"}, "one of cpu.*'tpu'"),
+        ({"device": "meta"}, "one of cpu.*'meta'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(changes, message):

@@ -68,9 +68,8 @@ def test_nor_on_cuda(model, pictures, tmp_path):
 
 def test_what_is_copied_to_the_device_is_not_waited_for():
     """Meta tensors stand for the device."""
-    scene = build_scene(
-        "tiny", resolution=32, batch=1, precision="fp32", widths="all", device="meta"
-    )
+    sizes = {"resolution": 32, "batch": 1, "precision": "fp32", "widths": "all"}
+    scene = replace(build_scene("tiny", **sizes, device="cpu"), device="meta")
     denoiser = Denoiser(scene.make_unet(), scene.make_network())
     objective = Objective(ObjectiveConfig(), torch.linspace(1, 0, 1000), "epsilon", device="meta")
     context = torch.randn(1, scene.shape.tokens, 96)

@@ -15,6 +15,7 @@ def test_prints_a_table_and_writes_its_numbers(run, tmp_path):
     assert [line.split("|")[1].strip() for line in lines[:4]] == ["", "---", "webui", "hn"]
     assert lines[4].startswith("the script's loop: ")
     found = json.loads(path.read_text())
+    assert (found["model"], found["resolution"], found["dims"]) == ("tiny", 32, [64, 96, 128])
     webui, ours = found["rows"]
     assert webui["speed_up"] == 1.0
     assert ours["gradient_difference"] < 1e-5
