@@ -10,6 +10,7 @@ from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
+from hn.diffusion.sharding import count_held
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
 
@@ -35,7 +36,13 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         dtype=dtypes[accelerator.mixed_precision],
         device="cpu" if model.shard_base_model else accelerator.device,
     )
-    return base.shard(accelerator.device) if model.shard_base_model else base
+    if not model.shard_base_model:
+        return base
+    whole = count_held(base.unet)
+    base.shard(accelerator.device)
+    held = f"{count_held(base.unet) / 1e6:.2f} of {whole / 1e6:.2f} million weights"
+    accelerator.print(f"the UNet is dealt out: {held} in each of {accelerator.num_processes}")
+    return base
 
 
 def build_denoiser(config: Config, base: BaseModel, hypernetwork: Hypernetwork) -> Denoiser:
