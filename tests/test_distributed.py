@@ -102,9 +102,9 @@ def test_two_processes_equal_one_with_accumulation(
     assert files == expected
     sharded = "shard_base_model = true" in (run / "config.toml").read_text()
     assert sharded == bool(changes)
-    if (
-        sharded
-    ):  # what several processes saved of a sharded model, one with a whole one goes on from
+    if sharded:
+        assert "dealt out: 0.13 of 0.27 million weights in each of 2" in result.stdout
+        # one process with a whole model goes on from what several saved
         more = {**changes, "gradient_accumulation_steps": 2, "max_train_steps": 6}
         flags = runs.settings(model, pictures, tmp_path, **CHANGES | LOOKING | more)
         assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0

@@ -14,6 +14,7 @@ from hn.diffusion.layout import check_layout
 from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
+from hn.diffusion.sharding import count_held
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
 from hn.training.status import Status
@@ -61,7 +62,13 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
     if speed.channels_last == "on" or on_cuda:
         unet: Any = base.unet  # its annotations know no memory_format
         unet.to(memory_format=torch.channels_last)
-    return base.shard(accelerator.device) if model.shard_base_model else base
+    if not model.shard_base_model:
+        return base
+    whole = count_held(base.unet)
+    base.shard(accelerator.device)
+    held = f"{count_held(base.unet) / 1e6:.2f} of {whole / 1e6:.2f} million weights"
+    accelerator.print(f"the UNet is dealt out: {held} in each of {accelerator.num_processes}")
+    return base
 
 
 def build_denoiser(

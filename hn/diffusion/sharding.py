@@ -30,6 +30,12 @@ def shard(unet: UNet2DConditionModel, device: torch.device) -> None:
         fully_shard(module, mesh=mesh)
 
 
+def count_held(unet: torch.nn.Module) -> int:
+    """How many weights this process holds."""
+    weights = (weight.data for weight in unet.parameters())
+    return sum((it.to_local() if isinstance(it, DTensor) else it).numel() for it in weights)
+
+
 def is_sharded(unet: torch.nn.Module) -> bool:
     """Whether all processes must take part in its forward."""
     return any(isinstance(weight, DTensor) for weight in unet.parameters())
