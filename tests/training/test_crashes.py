@@ -231,4 +231,4 @@ def test_integrity_costs_little(tmp_path):
         times.append((whole, time.process_time() - began))
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / 2**20
     print(f"{size:.0f} MiB: CPU s of a save, of one reading with its hash: {times}")
-    assert min(twice[1] for twice in times) * 264 / size < 0.5
+    assert 2 * min(reading for _, reading in times) * 264 / size < 0.5  # for manifest and check
