@@ -120,7 +120,7 @@ def test_ranks_hold_identical_weights_and_end_together(model, pictures, tmp_path
         "import train_hypernetwork as script\n"
         "from hn import cli\n"
         "from hn.network.files import save\n"
-        "from hn.training.checkpoint import Checkpoints\n"
+        "from hn.training.saving import Checkpoints\n"
         "publish = Checkpoints.publish\n"
         "def everywhere(self, state, folder, *, finished):\n"
         "    rank = self._accelerator.process_index\n"
