@@ -97,8 +97,9 @@ class Denoiser(nn.Module):
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """The prediction (B, C, h, w) alone, for what is not trained by it."""
         kind, dtype = noisy.device.type, self.unet.dtype
-        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        if not casts or torch.get_autocast_dtype(kind) != dtype:
+        # of tensors without data (meta) torch refuses to say whether there is autocast
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if not autocast or torch.get_autocast_dtype(kind) != dtype:
             return predict(self.unet, noisy, timesteps, condition)
         with self.attachment.computing_in(dtype), torch.autocast(kind, enabled=False):
             return predict(self.unet, noisy, timesteps, condition)

@@ -44,7 +44,6 @@ class Recall:
 
     def __init__(self) -> None:
         self._kept: list[tuple[Ingredients, Reading]] = []
-        self._watch: Any = None  # ends the watching of optimizers
 
     def find(self, ingredients: Ingredients) -> Reading | None:
         """The reading that was made of the same, if it is kept."""
@@ -55,26 +54,24 @@ class Recall:
 
     def keep(self, ingredients: Ingredients, reading: Reading) -> None:
         """Keep it until there are newer ones, an optimizer steps, or `forget`."""
-        if self._watch is None:
-            self._watch = _watch_optimizers(self)
+        _KEEPING.add(self)
         self._kept = [*self._kept[1 - KEPT :], (ingredients, reading)]
 
     def forget(self) -> None:
         """Let go of all."""
-        if self._watch is not None:
-            self._watch()
-            self._watch, self._kept = None, []
+        self._kept = []
 
 
-def _watch_optimizers(recall: Recall) -> Any:
-    """Let it forget after the step of any optimizer, until what is returned is called."""
-    known = weakref.ref(recall)
+_KEEPING: weakref.WeakSet[Recall] = weakref.WeakSet()
 
-    def forget(*_: Any) -> None:
-        if (alive := known()) is not None:
-            alive.forget()
 
-    return weakref.finalize(recall, register_optimizer_step_post_hook(forget).remove)
+def _forget_all(*_: Any) -> None:
+    for recall in list(_KEEPING):
+        recall.forget()
+
+
+# Once and for good: torch walks through its hooks after every step, so none must come or go then.
+register_optimizer_step_post_hook(_forget_all)
 
 
 def list_ingredients(text: Tensor, bare: Reading, linears: Linears) -> Ingredients | None:

@@ -2,10 +2,12 @@
 
 import gc
 import weakref
+from collections import Counter
 
 import pytest
 import torch
 from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hn
 from tests.diffusion.test_attention import make_inputs, make_net, shared_unet, unet
@@ -43,6 +45,32 @@ def test_the_steps_of_a_denoising_share_what_is_made_of_the_text(unet, monkeypat
     assert len(calls) == 1
     assert all(map(torch.equal, found, expected))
     assert not torch.equal(found[0], found[1])
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_remembered_text_costs_less_than_no_hypernetwork(unet):
+    """Keys and values of the text are there, and nothing of ours is computed."""
+    net, context = make_net((CONTEXT_DIM,)), make_inputs()[2]
+    with Operations() as plain:
+        ask(unet, context)
+    with hn.attach(unet, [(net, 0.7)]):
+        ask(unet, context)
+        with Operations() as remembered:
+            ask(unet, context, step=1)
+    assert remembered.counts < plain.counts  # a part of the same
+    assert plain.counts["aten.mm.default"] - remembered.counts["aten.mm.default"] >= 10
 
 
 @torch.no_grad()
@@ -217,13 +245,23 @@ def test_detaching_lets_go_of_the_text_and_what_was_made_of_it(unet):
 
 
 @torch.no_grad()
-def test_an_attachment_that_is_lost_leaves_no_hook_behind():
-    from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
+def test_the_step_of_an_optimizer_is_seen_by_all_that_remember():
+    net, context, attachments = make_net(), make_inputs()[2], []
+    for _ in range(2):
+        own = make_own()
+        attachments.append(hn.attach(own, [(net, 1.0)]))
+        ask(own, context)
+    assert all(attachment._recall._kept for attachment in attachments)
+    step_a_fused_optimizer(None, net, None, None)
+    assert not any(attachment._recall._kept for attachment in attachments)
 
-    before, own = len(hooks), make_own()
-    hn.attach(own, [(make_net(), 1.0)])
+
+@torch.no_grad()
+def test_an_attachment_that_is_lost_is_gone():
+    own = make_own()
+    lost = weakref.ref(hn.attach(own, [(make_net(), 1.0)])._recall)
     ask(own, make_inputs()[2])
-    assert len(hooks) == before + 1
+    assert lost() is not None
     del own
     gc.collect()
-    assert len(hooks) == before
+    assert lost() is None
