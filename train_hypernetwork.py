@@ -58,7 +58,7 @@ def train(
     batches = build.build_batches(config, accelerator, ready.datasets, base, contexts, cache)
 
     rates, publisher = ready.rates, ready.publisher
-    plain = build.build_denoiser(config, base, hypernetwork, ready.start.plan, status)
+    plain = build.build_denoiser(config, base, hypernetwork, ready.plan, status)
     optimizer = build.build_optimizer(config, accelerator, hypernetwork, ready.start, rates.rate(0))
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)

@@ -18,8 +18,8 @@ def test_it_tells_what_a_run_would_be_and_leaves_nothing(model, pictures, tmp_pa
     for words in (
         "6 steps of 6 pictures (2 x 3 accumulated x 1 processes); 6 pictures an epoch, so 6.0",
         "16 x 16         6",
-        "MiB  UNet",
-        "MiB  hypernetwork",
+        "base model",
+        "activations",
         "MiB a checkpoint",
         "ComfyUI    runs the same",
         "learning rate",

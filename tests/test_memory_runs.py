@@ -16,6 +16,7 @@ from hn.config import Config
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Condition
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
+from hn.diffusion.outline import Outline
 from hn.errors import OptionError
 from tests import runs
 
@@ -39,7 +40,7 @@ def hold(config: Config, name: str, tokens: int) -> tuple[Plan, int, int]:
     base = build.build_base_model(config, accelerator)
     plan = plan_of(name, base.unet)
     network = build.build_hypernetwork(config, base, Start())
-    optimizer = build.build_optimizer(config, network, Start(), 1e-4)
+    optimizer = build.build_optimizer(config, accelerator, network, Start(), 1e-4)
     plain = build.build_denoiser(config, base, network, plan)
     denoiser, optimizer = accelerator.prepare(plain, optimizer)
     network.train()
@@ -69,9 +70,10 @@ def test_the_estimate_is_what_the_demo_holds(pictures, tmp_path, name, precision
     """Within 2 %; in bfloat16, where copies of weights come and go, up to 7 % more is said."""
     changes = {"resolution": 64, "train_batch_size": 4, "mixed_precision": precision}
     config = cli.parse(runs.settings(demo.MODEL, pictures, tmp_path, **changes))
-    this = step_of(config, DTYPES[precision])
+    outline = Outline.read(str(demo.MODEL))
+    this = step_of(config, outline, DTYPES[precision])
     plan, peak, lasting = hold(config, name, this.tokens)
-    found = estimate(config, this, plan, device="cpu")
+    found = estimate(config, outline, this, plan, device="cpu")
     step = found.parts["activations"] + found.parts["gradients"]
     more = 0.02 if precision == "no" else 0.07
     assert 0.98 * peak <= step <= (1 + more) * peak
@@ -85,9 +87,10 @@ def test_a_budget_is_kept_by_a_plan_that_changes_no_bit(model, pictures, tmp_pat
     flags = runs.settings(model, pictures, tmp_path, name="plain", vae_batch_size=64)
     assert runs.train_here(flags) == 0
     config = cli.parse(flags)
-    this = step_of(config, torch.float32)
+    outline = Outline.read(str(model))
+    this = step_of(config, outline, torch.float32)
     everything, least = (
-        estimate(config, this, plan, device="cpu").total / GIB
+        estimate(config, outline, this, plan, device="cpu").total / GIB
         for plan in (Plan(), Plan(frozen_aware=True))
     )
     budget = (everything + least) / 2
@@ -177,7 +180,8 @@ def test_encoding_and_decoding_hold_what_was_rehearsed(pictures, tmp_path):
     """Of the demo's parts, on real tensors; weights are there before."""
     config = cli.parse(runs.settings(demo.MODEL, pictures, tmp_path, resolution=64))
     config = replace(config, validation=replace(config.validation, validation_prompt=("a star",)))
-    found = other_stages(config, step_of(config, torch.float32), device="cpu")
+    outline = Outline.read(str(demo.MODEL))
+    found = other_stages(config, outline, step_of(config, outline, torch.float32), device="cpu")
     base = BaseModel.load(str(demo.MODEL))
     with PeakMemory() as encoding:
         base.encode_images(torch.zeros(1, 3, 64, 64))

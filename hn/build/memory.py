@@ -1,7 +1,8 @@
 """How much memory a run will take, by part, and the plan that fits what there is.
 
-    step = step_of(config, torch.bfloat16)
-    print(estimate(config, step, Plan(), device="cuda").table())
+    outline = Outline.read("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    step = step_of(config, outline, torch.bfloat16)
+    print(estimate(config, outline, step, Plan(), device="cuda").table())
 
 Known from settings and the model's configuration alone: no weight is read.
 """
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 from hn.build.models import DTYPES
 from hn.config import Config, NetworkConfig, OptimizerConfig
 from hn.diffusion.attention import context_dims
-from hn.diffusion.layout import check_layout, read_configuration
 from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.choice import Rung, choose
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
 from hn.diffusion.memory.quantisation import check_device, stored_nbytes
 from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
+from hn.diffusion.outline import Outline
 from hn.errors import OptionError, StorageError
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
@@ -55,6 +56,7 @@ class Estimate:
 
 def step_of(
     config: Config,
+    outline: Outline,
     dtype: torch.dtype,
     *,
     network: HypernetworkConfig | None = None,
@@ -62,14 +64,10 @@ def step_of(
 ) -> Step:
     """The micro-batch of a run's settings; `network` is that of a file it goes on from.
 
-    Contexts are taken to be one chunk long, and pictures as large as the resolution. Raises
-    `ModelError` if the model's configuration cannot be read.
+    Contexts are taken to be one chunk long, and pictures as large as the resolution.
     """
-    model, training = config.model, config.training
-    unet, vae, text = (
-        read_configuration(model.pretrained_model_name_or_path, part, model.revision)
-        for part in ("unet", "vae", "text_encoder")
-    )
+    training = config.training
+    unet, vae, text = (outline.parts[part] for part in ("unet", "vae", "text_encoder"))
     described = json.dumps(unet, sort_keys=True)
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     return Step(
@@ -87,19 +85,22 @@ def step_of(
 
 
 def estimate(
-    config: Config, step: Step, plan: Plan, *, device: str, processes: int = 1
+    config: Config, outline: Outline, step: Step, plan: Plan, *, device: str, processes: int = 1
 ) -> Estimate:
     """What training takes by a plan, on a kind of device such as "cuda"."""
-    parts, held = _lasting(config, step, device, processes), rehearse(step, plan)
+    parts, held = _lasting(config, outline, step, device, processes), rehearse(step, plan)
     if "gradients" not in parts:
         parts["gradients"] = min(_weights(step), held)
         held -= parts["gradients"]
     return Estimate({**parts, "activations": held})
 
 
-def other_stages(config: Config, step: Step, *, device: str) -> dict[str, Estimate]:
+def other_stages(
+    config: Config, outline: Outline, step: Step, *, device: str
+) -> dict[str, Estimate]:
     """What is taken while pictures are encoded, and while previews are drawn, if they are."""
-    encoders, lasting = _encoders(config, step.dtype), _lasting(config, step, device, 1)
+    encoders = _encoders(config, outline, step.dtype)
+    lasting = _lasting(config, outline, step, device, 1)
     base = {name: lasting[name] for name in ("base model", "CUDA itself") if name in lasting}
     both = {"text encoder": encoders.text_encoder, "autoencoder": encoders.autoencoder}
     found = {"encoding pictures": Estimate({**base, **both, "activations": encoders.encoding})}
@@ -110,27 +111,33 @@ def other_stages(config: Config, step: Step, *, device: str) -> dict[str, Estima
 
 
 def build_plan(
-    config: Config, accelerator: Accelerator, hypernetwork: Hypernetwork | None
+    config: Config,
+    accelerator: Accelerator,
+    outline: Outline | None,
+    hypernetwork: Hypernetwork | None,
 ) -> Plan | None:
     """The cheapest plan that fits memory_budget_gib, or else the free memory of a GPU; None where
     there is nothing to choose. `hypernetwork` is the one to go on from, if there is one.
 
     Raises `StorageError` with the numbers if no plan fits the budget, `OptionError` for what needs
-    a GPU where there is none.
+    a GPU where there is none, and for a budget where the base model has no `outline`.
     """
     _check_device(config, accelerator.device)
     budget = config.memory.memory_budget_gib
     room = _free(config, accelerator.device) if budget is None else int(budget * GIB)
-    if room is None:
+    if room is None or (outline is None and budget is None):
         return None
-    model, processes = config.model, accelerator.num_processes
-    check_layout(
-        model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant
-    )
+    if outline is None:
+        raise OptionError(
+            "memory_budget_gib needs the base model's configuration, which a .ckpt or a hub that "
+            "cannot be reached does not tell: give a folder or a .safetensors file, or "
+            "gradient_checkpointing instead"
+        )
+    processes = accelerator.num_processes
     network = None if hypernetwork is None else hypernetwork.config
     dtype, device = DTYPES[accelerator.mixed_precision], accelerator.device.type
-    step = step_of(config, dtype, network=network, processes=processes)
-    lasting = sum(_lasting(config, step, device, processes).values())
+    step = step_of(config, outline, dtype, network=network, processes=processes)
+    lasting = sum(_lasting(config, outline, step, device, processes).values())
     rung = choose(
         step,
         room - lasting,
@@ -139,11 +146,11 @@ def build_plan(
         offload=config.memory.offload_activations,
         quiet=not accelerator.is_main_process,
     )
-    found = estimate(config, step, rung.plan, device=device, processes=processes)
+    found = estimate(config, outline, step, rung.plan, device=device, processes=processes)
     if budget is not None and found.total > room:
         raise StorageError(_too_little(budget, found))
     accelerator.print(_in_words(found, room, step, rung))
-    for name, stage in other_stages(config, step, device=device).items():
+    for name, stage in other_stages(config, outline, step, device=device).items():
         more = ", which is more than there is" if stage.total > room else ""
         accelerator.print(f"  {name} takes {stage.total / GIB:.2f} GiB{more}")
     return rung.plan
@@ -178,7 +185,9 @@ def _free(config: Config, device: torch.device) -> int | None:
     return int(SPARE * torch.cuda.mem_get_info(device)[0])
 
 
-def _lasting(config: Config, step: Step, device: str, processes: int) -> dict[str, int]:
+def _lasting(
+    config: Config, outline: Outline, step: Step, device: str, processes: int
+) -> dict[str, int]:
     """The bytes of what lies there all the while, by part."""
     weights = _weights(step)
     parts = {
@@ -190,17 +199,13 @@ def _lasting(config: Config, step: Step, device: str, processes: int) -> dict[st
         "CUDA itself": CUDA_ITSELF * (device == "cuda"),
     }
     if config.data.streaming:
-        encoders = _encoders(config, step.dtype)
+        encoders = _encoders(config, outline, step.dtype)
         parts["encoders of the stream"] = encoders.autoencoder + encoders.text_encoder
     return {name: size for name, size in parts.items() if size}
 
 
-def _encoders(config: Config, dtype: torch.dtype) -> Encoders:
-    model = config.model
-    vae, text = (
-        json.dumps(read_configuration(model.pretrained_model_name_or_path, part, model.revision))
-        for part in ("vae", "text_encoder")
-    )
+def _encoders(config: Config, outline: Outline, dtype: torch.dtype) -> Encoders:
+    vae, text = (json.dumps(outline.parts[part]) for part in ("vae", "text_encoder"))
     return rehearse_encoders(vae, text, dtype, config.data.size, config.data.vae_batch_size)
 
 

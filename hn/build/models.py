@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 
 from hn.build.processes import build_layout
 from hn.config import Config
@@ -85,7 +86,7 @@ def build_denoiser(
     denoiser = Denoiser(
         base.unet,
         hypernetwork,
-        plan=plan or _plan_of_settings(config, base),
+        plan=plan or plan_of_settings(config, base.unet, base.device),
         kernel="xformers" if xformers else "sdpa",
         stack_projections=speed.stack_projections != "off",
         note_residuals=config.objective.residual_penalty > 0,
@@ -97,13 +98,14 @@ def build_denoiser(
     return denoiser
 
 
-def _plan_of_settings(config: Config, base: BaseModel) -> Plan:
+def plan_of_settings(config: Config, unet: UNet2DConditionModel, device: torch.device) -> Plan:
+    """How memory is saved where no plan was chosen; the UNet may be one without memory."""
     memory, checkpointing = config.memory, config.training.gradient_checkpointing
     pays = checkpointing or memory.offload_activations
-    pays = pays or (base.device.type == "cpu" and base.unet.num_parameters() >= LARGE)
+    pays = pays or (device.type == "cpu" and unet.num_parameters() >= LARGE)
     return Plan(
         frozen_aware=memory.frozen_aware == "on" or (memory.frozen_aware == "auto" and pays),
-        blocks=blocks_of(base.unet) if checkpointing else frozenset(),
+        blocks=blocks_of(unet) if checkpointing else frozenset(),
         offload=memory.offload_activations,
     )
 

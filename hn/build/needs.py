@@ -39,20 +39,6 @@ def checkpoint_bytes(config: Config, net: Hypernetwork) -> int:
     return files + FLOAT * count * averages + optimizer_bytes(config, count) + sidecar
 
 
-def memory_bytes(config: Config, net: Hypernetwork, outline: Outline) -> dict[str, int]:
-    """What lies in memory from the first step to the last, by part; activations come on top."""
-    count = _count(net)
-    width = FLOAT if config.training.mixed_precision in (None, "no") else FLOAT // 2
-    return {
-        "UNet": width * _count(outline.unet),
-        "hypernetwork": FLOAT * count * (2 if config.training.use_ema else 1),
-        "its gradients": FLOAT * count,
-        "optimizer": optimizer_bytes(config, count),
-        "while encoding: autoencoder": FLOAT * _count(outline.vae),
-        "while encoding: text encoder": width * _count(outline.text_encoder),
-    }
-
-
 def latents_bytes(config: Config, pictures: int, downscaling: int, channels: int) -> int:
     """What the encoded pictures take on the disk: mean and deviation of every variant."""
     data = config.data

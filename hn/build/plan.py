@@ -5,7 +5,9 @@ import math
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hn.build.needs import checkpoint_bytes, latents_bytes, memory_bytes, meta_hypernetwork
+from hn.build.memory import estimate, other_stages, step_of
+from hn.build.models import DTYPES, plan_of_settings
+from hn.build.needs import checkpoint_bytes, latents_bytes, meta_hypernetwork
 from hn.build.pictures import build_cache, build_framing
 from hn.build.preflight import CHECKPOINTS, Ready
 from hn.build.processes import build_layout
@@ -24,7 +26,7 @@ def plan_in_words(config: Config, accelerator: Accelerator, ready: Ready) -> str
         "plan",
         _steps(config, accelerator, ready),
         *_pictures(config, ready),
-        *_memory(config, ready),
+        *_memory(config, accelerator, ready),
         _disk(config, ready),
         "learning rate",
         *drawn(ready.rates),
@@ -80,13 +82,26 @@ def _pictures(config: Config, ready: Ready) -> list[str]:
     return [f"  {line}" for line in table.splitlines()]
 
 
-def _memory(config: Config, ready: Ready) -> list[str]:
-    if ready.outline is None:
+def _memory(config: Config, accelerator: Accelerator, ready: Ready) -> list[str]:
+    outline, network = ready.outline, ready.start.hypernetwork
+    if outline is None:
         return ["memory: the base model's configuration cannot be had, so it is not known"]
-    net = meta_hypernetwork(config, ready.outline, ready.start)
-    parts = memory_bytes(config, net, ready.outline)
-    lines = [f"  {size / MIB:10.1f} MiB  {part}" for part, size in parts.items()]
-    return ["memory, without activations", *lines]
+    device, processes = accelerator.device, accelerator.num_processes
+    step = step_of(
+        config,
+        outline,
+        DTYPES[accelerator.mixed_precision],
+        network=None if network is None else network.config,
+        processes=processes,
+    )
+    plan = ready.plan or plan_of_settings(config, outline.unet, device)
+    found = estimate(config, outline, step, plan, device=device.type, processes=processes)
+    stages = other_stages(config, outline, step, device=device.type)
+    return [
+        "memory at the peak of a step",
+        found.table(),
+        *(f"  {name} takes {stage.total / MIB:.0f} MiB" for name, stage in stages.items()),
+    ]
 
 
 def _disk(config: Config, ready: Ready) -> str:

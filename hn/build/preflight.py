@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from hn import errors
+from hn.build.memory import build_plan
 from hn.build.models import check_base_model
 from hn.build.needs import checkpoint_bytes, meta_hypernetwork
 from hn.build.pictures import Datasets, build_datasets
@@ -20,6 +21,7 @@ from hn.build.start import Start, build_start, check_fit
 from hn.config import Config
 from hn.data.tally import Tally
 from hn.diffusion.layout import is_single_file
+from hn.diffusion.memory.plan import Plan
 from hn.diffusion.outline import Outline
 from hn.errors import HubError, OptionError, StorageError, UserError, listed
 from hn.hub.publisher import Publisher
@@ -46,6 +48,7 @@ class Ready:
     start: Start
     datasets: Datasets
     outline: Outline | None  # None where the hub does not tell
+    plan: Plan | None  # how memory is saved, where that was for us to choose
 
 
 def build_ready(config: Config, accelerator: Accelerator, status: Status) -> Ready:
@@ -61,10 +64,12 @@ def build_ready(config: Config, accelerator: Accelerator, status: Status) -> Rea
     start = attempts(build_start, config, accelerator, tally)
     outline = None
     if attempts.succeeded(check_base_model, config):
-        outline = attempts(_outline, config)
+        outline = attempts(build_outline, config)
     if start is not None:
         attempts(_check_fit, config, outline, start)
         attempts(_check_disk, config, outline, start, status.folder)
+    network = None if start is None else start.hypernetwork
+    plan = attempts(build_plan, config, accelerator, outline, network)
     datasets = attempts(build_datasets, config, accelerator, tally)
     attempts.conclude(accelerator)
     assert publisher is not None
@@ -72,7 +77,7 @@ def build_ready(config: Config, accelerator: Accelerator, status: Status) -> Rea
     assert start is not None
     assert datasets is not None
     rates, clip_bounds = schedules
-    return Ready(publisher, rates, clip_bounds, start, datasets, outline)
+    return Ready(publisher, rates, clip_bounds, start, datasets, outline, plan)
 
 
 class _Attempts:
@@ -108,7 +113,7 @@ class _Attempts:
         raise getattr(errors, kind)(text)
 
 
-def _outline(config: Config) -> Outline | None:
+def build_outline(config: Config) -> Outline | None:
     """None where the hub does not answer: the model may have been fetched before. Nor of a .ckpt,
     which would have to be read whole.
     """

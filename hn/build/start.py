@@ -1,19 +1,17 @@
 """Where training starts from: a file with its optimizer state, or a new hypernetwork."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from hn import __version__
-from hn.build.memory import build_plan
 from hn.config import Config, ModelConfig, NetworkConfig
 from hn.data.tally import Tally
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.kernels import choose_kernel
 from hn.diffusion.layout import is_single_file
-from hn.diffusion.memory.plan import Plan
 from hn.diffusion.objective.problem import check_range
 from hn.diffusion.outline import Outline
 from hn.diffusion.text_encoder import check_clip_skip
@@ -33,14 +31,13 @@ class Start:
     """The hypernetwork to go on from and the optimizer state beside it; neither for a new one.
 
     `base_hash`: short hash of the base model's single file, if there is one; `content` that of the
-    file to go on from. `plan`: how memory is saved, where that was for us to choose.
+    file to go on from.
     """
 
     hypernetwork: Hypernetwork | None = None
     optimizer: Sidecar | None = None
     base_hash: str | None = None
     content: str | None = None
-    plan: Plan | None = None
 
 
 def build_start(config: Config, accelerator: Accelerator, tally: Tally | None = None) -> Start:
@@ -63,7 +60,7 @@ def build_start(config: Config, accelerator: Accelerator, tally: Tally | None = 
     )
     verdicts = portability.in_words(portability.judge(artifacts.shared(trial)))
     accelerator.print(f"where {config.network.name}.pt will run:\n{portability.as_lines(verdicts)}")
-    return replace(start, plan=build_plan(config, accelerator, start.hypernetwork))
+    return start
 
 
 def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hypernetwork:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hn.build.evaluated import cached_latents
+from hn.build.memory import build_plan
 from hn.build.models import (
     build_base_model,
     build_denoiser,
@@ -22,6 +23,7 @@ from hn.build.pictures import (
     build_held_out,
     pictures_of,
 )
+from hn.build.preflight import build_outline
 from hn.build.prompts import build_prompts
 from hn.build.run import build_schedules
 from hn.build.start import build_hypernetwork, build_start
@@ -94,6 +96,7 @@ def build_trial(config: Config, accelerator: Accelerator) -> Trial:
     datasets = build_datasets(config, accelerator)
     base = build_base_model(config, accelerator)
     hypernetwork = build_hypernetwork(config, base, start)
+    plan = build_plan(config, accelerator, build_outline(config), start.hypernetwork)
     cache = build_cache(config)
     contexts = Contexts(base, cache.store)
     held_out = build_held_out(config, accelerator, datasets, base, contexts, cache)
@@ -107,7 +110,7 @@ def build_trial(config: Config, accelerator: Accelerator) -> Trial:
         seed=config.training.seed,
     )
     pictures = held_out or _trained(config, base, cache, contexts)
-    denoiser = build_denoiser(config, base, hypernetwork.to(base.device), start.plan)
+    denoiser = build_denoiser(config, base, hypernetwork.to(base.device), plan)
     return Trial(course, denoiser, base, pictures.evenly(PICTURES), accelerator)
 
 

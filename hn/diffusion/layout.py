@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -59,19 +58,6 @@ def check_layout(name: str, *, revision: str | None = None, variant: str | None 
     with _asking(name, revision):
         config = HfApi().hf_hub_download(name, "unet/config.json", revision=revision)
     _check_unet(Path(config))
-
-
-def read_configuration(name: str, part: str, revision: str | None = None) -> dict[str, Any]:
-    """What a part of a base model is configured as. Raises `ModelError` if it cannot be read."""
-    path = Path(name) / part / "config.json"
-    if not Path(name).is_dir():
-        with _asking(name, revision):
-            fetched = HfApi().hf_hub_download(name, f"{part}/config.json", revision=revision)
-        path = Path(fetched)
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
 
 
 def _files_on_hub(name: str, revision: str | None) -> list[str] | None:
