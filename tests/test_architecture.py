@@ -125,21 +125,26 @@ def test_modules_and_functions_stay_small():
 
 
 def test_the_files_of_the_tree_are_those_of_the_readme():
-    """The README's file map names every module and tool, and nothing that is not there."""
+    """The README's file map names every module, recipe and tool in its folder, and no other."""
     readme = (ROOT / "README.md").read_text()
     file_map = readme.split("## Files")[1].split("```")[1]
-    named = set(re.findall(r"[\w-]+\.(?:py|toml|yaml)", file_map))
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    present = {
-        Path(file).name
-        for file in tracked
-        if file.startswith(("hn/", "tools/", "accelerate_configs/")) or "/" not in file
-        if file.endswith((".py", ".toml", ".yaml")) and not file.endswith("__init__.py")
-        if not Path(file).name.startswith(".")
+    entries = re.findall(r"^(\w+/[\w/]*) +(.*(?:\n +.*)*)", file_map, re.MULTILINE)
+    named = {
+        folder: set(re.findall(r"[\w-]+(?=[,:.;\n]|$)", re.sub(r":[^;]*", "", text)))
+        for folder, text in entries
     }
-    assert named == present
+    tracked = subprocess.run(
+        ["git", "ls-files", "hn", "tools", "accelerate_configs"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    present: dict[str, set[str]] = {}
+    for path in map(Path, tracked):
+        known = path.suffix in (".py", ".toml", ".yaml", ".sbatch") and path.stem != "__init__"
+        if known and "model" not in path.parts:
+            present.setdefault(f"{path.parent.as_posix()}/", set()).add(path.stem)
+    assert {
+        folder: names - {"toml", "yaml", "sbatch"} for folder, names in named.items()
+    } == present
 
 
 def test_ci_runs_the_commands_of_the_readme():

@@ -19,6 +19,8 @@ CAPTIONS = [
     "a green heart <|endoftext|> on white",
 ]
 WEBUI = {"prompt_syntax": "webui", "shuffle_tags": True, "learning_rate": "1e-2"}
+BLANK = {"missing_caption": "empty"}  # one is
+WEBUI |= BLANK
 NEGATIVE = "blurred, " * 30
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -78,9 +80,8 @@ def test_it_learns_and_draws_prompts_of_unequal_length(model, pictures, tmp_path
         model,
         pictures,
         tmp_path,
-        prompt_syntax="webui",
         max_train_steps=30,
-        learning_rate="1e-2",
+        **WEBUI | {"shuffle_tags": None},
         validation_data_dir=pictures,
         validation_prompt=["a (red:1.4) star", "a red star BREAK on white"],
         validation_negative_prompt=NEGATIVE,
@@ -104,8 +105,13 @@ def test_other_contexts_are_learnt_otherwise_and_no_continuation(
     model, pictures, tmp_path, capsys, changes, named
 ):
     for name, setting in (("default", {}), ("changed", changes)):
-        assert runs.train_here(runs.settings(model, pictures, tmp_path / name, **setting)) == 0
+        assert (
+            runs.train_here(runs.settings(model, pictures, tmp_path / name, **BLANK, **setting))
+            == 0
+        )
     assert runs.losses(tmp_path / "default/run") != runs.losses(tmp_path / "changed/run")
-    flags = runs.settings(model, pictures, tmp_path / "default", max_train_steps=8, **changes)
+    flags = runs.settings(
+        model, pictures, tmp_path / "default", max_train_steps=8, **BLANK, **changes
+    )
     assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 2
     assert named in capsys.readouterr().err

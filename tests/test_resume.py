@@ -165,8 +165,10 @@ def test_what_may_change_is_named_and_goes_on(model, pictures, tmp_path, capsys)
     flags = runs.settings(model, fewer, tmp_path, **changes)
     assert runs.train_here([*flags, "--allow_change", "seed"]) == 2
     refused = capsys.readouterr().err
-    assert "or allow it: --allow_change pictures snr_gamma:" in refused
+    assert "or allow it: --allow_change snr_gamma:" in refused
     assert "seed: " not in refused
+    assert runs.train_here([*flags, "--allow_change", "seed", "snr_gamma"]) == 2
+    assert "or allow it: --allow_change pictures:" in capsys.readouterr().err
     assert runs.train_here([*flags, "--allow_change", "seed", "pictures", "snr_gamma"]) == 0
     out = capsys.readouterr().out
     for line in (

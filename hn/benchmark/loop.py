@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from hn import cli, launch
+from hn.training.signals import Stop
+from hn.training.watch import Watch
 
 WARM_UP = 5  # steps that do not count
 
@@ -52,14 +54,16 @@ def measure(script: ModuleType, steps: int) -> Loop:
             ]
         )
         accelerator = launch.build_accelerator(config)
-        watch = _Watch(accelerator)
+        clock = _Clock(accelerator)
         status = launch.build_run_folder(config, accelerator)
         config = launch.resolve(config, accelerator, status.folder)
-        script.train(config, accelerator, status)
-    return watch.loop()
+        with Watch(accelerator, status, 0) as watch:
+            script.train(config, accelerator, status, Stop(accelerator), watch)
+        status.release()
+    return clock.loop()
 
 
-class _Watch:
+class _Clock:
     """Notes when the steps begin, and how long the passes of each take."""
 
     def __init__(self, accelerator: Any) -> None:

@@ -88,7 +88,7 @@ def build_denoiser(
         hypernetwork,
         plan=plan or plan_of_settings(config, base.unet, base.device),
         kernel="xformers" if xformers else "sdpa",
-        stack_projections=speed.stack_projections != "off",
+        stack_projections=speed.stack_projections,
         note_residuals=config.objective.residual_penalty > 0,
         compile_backend=speed.torch_compile_backend if speed.torch_compile else None,
     )

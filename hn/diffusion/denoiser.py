@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
         plan: Plan | None = None,
         kernel: Kernel = "sdpa",
         transform_once: bool = True,
-        stack_projections: bool = True,
+        stack_projections: bool = False,
         note_residuals: bool = False,
         compile_backend: str | None = None,
     ) -> None:

@@ -22,6 +22,7 @@ from hn.network.module import Hypernetwork
 from hn.training.checkpoint import fault
 from hn.training.guard import Guard
 from hn.training.schedule import Schedule, Stage
+from hn.training.state import TrainingState
 from tests import runs
 from tests.bad_input.files import Evil
 from tests.bad_input.row import Row, Scene, assert_stopped, encoded, plain
@@ -153,11 +154,13 @@ def diverging(scene: Scene) -> None:
 def overflowing(scene: Scene) -> None:
     runs.forget_accelerate()
     bounds = Schedule((Stage(1.0, 10),))
-    guard = Guard(Accelerator(cpu=True), Hypernetwork.create((8,), seed=0), "norm", bounds)
-    for step in range(24):
-        guard.check(True, step)
+    network = Hypernetwork.create((8,), seed=0)
+    guard = Guard(Accelerator(cpu=True), network, "norm", bounds)
+    state = TrainingState(network, torch.optim.SGD(network.parameters()), 0)
+    for _ in range(24):
+        guard.check(True, state)
     try:
-        guard.check(True, 24)
+        guard.check(True, state)
     except NumericsError as error:
         assert error.exit_code == 6
         assert "25 steps in a row" in str(error)

@@ -1,5 +1,7 @@
 """Keys and values of the text from few large products: those of the layers' own."""
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -9,14 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hn
 from hn.diffusion.denoiser import Condition, Denoiser, predict
+from tests.diffusion import test_attention as attention
 from tests.diffusion.test_attention import (
     assert_same_gradients,
     cross_layers,
-    gradients,
     make_inputs,
     make_net,
 )
 from tests.tiny import CONTEXT_DIM, make_unet
+
+gradients = partial(attention.gradients, stack_projections=True)
 
 
 def make_own(dtype=torch.float32):

@@ -116,7 +116,8 @@ def test_a_dry_run_says_what_would_be_made_and_writes_nothing(source, tmp_path):
     assert "1 of 5 sources cannot be read; mend or remove those named above" in result.stderr
     assert not output.exists()
     assert contents(source) == before
-    lines = result.stdout.splitlines()
+    told, *lines = result.stdout.splitlines()
+    assert told.startswith("without a caption, of ")
     assert lines[0] == (
         "a landscape.png -> 00000-0-a landscape.png: fill; 50,0 to 250,200 at scale 0.32; "
         "caption generated + existing"

@@ -149,7 +149,7 @@ REFUSED = [
     (["a", "--hypernetwork", "gone.pt"], 4, "'gone.pt' is not there"),
     (["a", "--hypernetwork", "{folder}/one.pt", "{folder}/../one.pt"], 2, "have the same name"),
     (["a", "--sampler", "Euler b"], 2, "invalid choice: 'Euler b'"),
-    (["a", "--base", "sd.safetensors"], 4, "single checkpoint file must be converted"),
+    (["a", "--base", "sd.safetensors"], 4, "cannot read sd.safetensors"),
 ]
 
 

@@ -9,8 +9,8 @@ from hn.training.optimizers import build_optimizer
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-OFF = {"stack_projections": "off", "optimizer_args": ["fused=False"], "channels_last": "off"}
-ON = {"stack_projections": "on", "optimizer_args": ["fused=True"], "channels_last": "on"}
+OFF = {"optimizer_args": ["fused=False"], "channels_last": "off"}
+ON = {"stack_projections": True, "optimizer_args": ["fused=True"], "channels_last": "on"}
 STEPS = {"max_train_steps": 6, "learning_rate": "1e-3", "allow_tf32": "off"}
 
 

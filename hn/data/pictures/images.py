@@ -178,7 +178,7 @@ def _tell(tally: Tally, about: str, folder: Path, found: Folder, mask_files: boo
     kinds = {
         "unused": ("not used", found.unused),
         "unused_columns": ("columns not used", columns),
-        "no_caption": ("without a caption (missing_caption)", lacking),
+        "no_caption": ("without a caption", lacking),
         "masks_alone": ("masks without a picture", masks),
         "no_mask": ("weighted evenly, since they have no mask", without if mask_files else []),
     }
