@@ -14,13 +14,23 @@ import pytest
 from tests import runs
 from tests.processes import matrix
 
+AOT = {"torch_compile_backend": "aot_eager"}  # differentiates as inductor does, and compiles fast
 COLUMNS = {
     "precision": {"fp32": {"mixed_precision": "no"}, "bf16": {"mixed_precision": "bf16"}},
-    "checkpointing": {"none": {}, "checkpointing": {"gradient_checkpointing": True}},
+    "memory": {
+        "plain": {},
+        "checkpointing": {"gradient_checkpointing": True},
+        "budget": {"memory_budget_gib": 0.0019},  # most blocks of fp32, none of bf16
+    },
     "attention": {"sdpa": {}, "math": {}},
+    "compile": {"eager": {}, "compiled": {"torch_compile": True, **AOT}},
 }
 CELLS = ["-".join(cell) for cell in itertools.product(*COLUMNS.values())]
-SHORT = ["fp32-none-math", "bf16-checkpointing-sdpa"]
+SHORT = [
+    "fp32-plain-math-eager",
+    "bf16-checkpointing-sdpa-eager",
+    "fp32-budget-sdpa-compiled",
+]
 COMMAND = [*runs.TORCHRUN[:-1], str(Path(__file__).parent / "matrix.py")]
 STEPS = 4
 # of the first losses: those of a bf16 UNet have 8 bits
