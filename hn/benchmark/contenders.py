@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hn.benchmark.contender import Contender
@@ -11,15 +12,21 @@ from hn.benchmark.loras import loras, stock
 from hn.benchmark.scene import Scene
 from hn.benchmark.webui import webui
 from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.memory.plan import Plan
 
 REFERENCE = "webui"  # what ratios and differences are to
 OURS = "hn"
 
 
-def own(scene: Scene, **features: Any) -> Contender:
-    """Our step; `features` are arguments of `Denoiser`."""
+def own(
+    scene: Scene, *, frozen_aware: bool = False, channels_last: bool = False, **features: Any
+) -> Contender:
+    """Our step; other `features` are arguments of `Denoiser`."""
     network = scene.make_network()
-    denoiser = Denoiser(scene.make_unet(), network, **features)
+    unet: Any = scene.make_unet()  # its annotations know no memory_format
+    if channels_last:
+        unet.to(memory_format=torch.channels_last)
+    denoiser = Denoiser(unet, network, plan=Plan(frozen_aware=frozen_aware), **features)
 
     def forward(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         return denoiser(noisy, timesteps, Condition(context))[0]
@@ -36,5 +43,9 @@ CONTENDERS: dict[str, Callable[[Scene], Contender]] = {
     "diffusers-lora": stock,
     OURS: own,
     "hn-per-layer": partial(own, transform_once=False),
+    "hn-frozen-aware": partial(own, frozen_aware=True),
     "hn-gradient-checkpointing": partial(own, gradient_checkpointing=True),
+    "hn-both": partial(own, frozen_aware=True, gradient_checkpointing=True),
+    "hn-stacked-projections": partial(own, stack_projections=True),
+    "hn-channels-last": partial(own, channels_last=True),
 }
