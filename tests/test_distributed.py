@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hn.training.readings import Arriving
 from hn.training.signals import Stop
 from tests import runs
 
@@ -181,6 +182,22 @@ def test_another_processes_signals_do_not_add_up_to_haste():
     assert stop.requested() and not stop.in_a_hurry()
     signal.raise_signal(signal.SIGTERM)
     assert stop.in_a_hurry()
+
+
+def test_on_a_gpu_a_signal_is_heard_a_step_later_and_no_step_waits(monkeypatch):
+    init = Arriving.__init__
+
+    def late(self, numbers):
+        init(self, numbers)
+        self.is_here = False
+
+    monkeypatch.setattr(Arriving, "__init__", late)
+    stop = Stop(cast(Accelerator, _Comparing(others=0)))
+    assert not stop.requested()
+    signal.raise_signal(signal.SIGTERM)
+    assert not stop.requested()
+    assert stop.requested()
+    assert not stop.in_a_hurry()
 
 
 class _Comparing:

@@ -10,12 +10,10 @@ from torch import Tensor
 from hn.data.batches import Batch
 
 
-class Reading:
-    """Losses (W,) of the processes and the norm of their gradient, at a step, in one tensor."""
+class Arriving:
+    """Numbers (N,) that are copied to the host while the device goes on. `is_here`: at once."""
 
-    def __init__(self, step: int, numbers: Tensor, batches: Sequence[Batch]) -> None:
-        self.step = step
-        self.batches = batches
+    def __init__(self, numbers: Tensor) -> None:
         self.is_here = numbers.device.type != "cuda"
         self._event = None
         self._copy = numbers.detach()
@@ -25,18 +23,27 @@ class Reading:
             self._event = torch.cuda.Event()
             self._event.record()
 
-    @property
-    def losses(self) -> list[float]:
-        """The mean loss of each process."""
-        return self._values[:-1]
-
-    def is_finite(self) -> bool:
-        """Whether all of them are."""
-        return all(map(math.isfinite, self._values))
-
     @cached_property
-    def _values(self) -> list[float]:
+    def values(self) -> list[float]:
         """Wait for the copy alone, not for what was queued after it."""
         if self._event is not None:
             self._event.synchronize()
         return self._copy.tolist()
+
+
+class Reading(Arriving):
+    """Losses (W,) of the processes and the norm of their gradient, at a step, in one tensor."""
+
+    def __init__(self, step: int, numbers: Tensor, batches: Sequence[Batch]) -> None:
+        super().__init__(numbers)
+        self.step = step
+        self.batches = batches
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of each process."""
+        return self.values[:-1]
+
+    def is_finite(self) -> bool:
+        """Whether all of them are."""
+        return all(map(math.isfinite, self.values))

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from hn.errors import INTERRUPTED
+from hn.training.readings import Arriving
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -32,6 +34,7 @@ class Stop:
     def __init__(self, accelerator: Accelerator, seconds: float = math.inf) -> None:
         self._accelerator = accelerator
         self._training = False
+        self._last: Arriving | None = None
         self._end = time.monotonic() + seconds
         self.count = 0
         self.reason = "another process was signalled"
@@ -47,22 +50,25 @@ class Stop:
         Asked for the first time, training begins.
         """
         self._training = True
-        return self._agreed_count() > 0
+        counts = Arriving(self._counts())
+        # Of a GPU, those of the last time, which are here: no step waits for the one before.
+        read, self._last = counts if counts.is_here else self._last, counts
+        return read is not None and max(read.values) > 0
 
     def in_a_hurry(self) -> bool:
         """Whether to skip what is optional. Every process must ask at the same time."""
-        return self._agreed_count() > 1
+        return max(Arriving(self._counts()).values) > 1
 
-    def _agreed_count(self) -> int:
-        """The largest count of all processes; the end of the time counts as one signal."""
+    def _counts(self) -> Tensor:
+        """Those (W,) of all processes; the end of the time counts as one signal."""
         count = self.count
         if not count and time.monotonic() > self._end:
             count, self.reason = 1, "max_train_time is over"
         if self._accelerator.num_processes == 1:
-            return count
-        own = torch.tensor([count], device=self._accelerator.device)
+            return torch.tensor([count])
+        own = torch.full((1,), count, device=self._accelerator.device)
         counts: Any = self._accelerator.gather(own)
-        return int(counts.max().item())  # GPU sync
+        return counts
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         """Raises `KeyboardInterrupt` before training."""
