@@ -203,3 +203,9 @@ def test_autoencoder_and_text_encoder_are_gone_once_they_have_done_theirs(model)
     base.free_text_encoder()
     gc.collect()
     assert [it() for it in (*parts, *weights)] == [None] * 4
+
+
+def test_what_a_shared_out_base_cannot_do_is_refused(model, pictures, tmp_path):
+    changes = {"shard_base_model": True, "quantize_base": "fp8", "torch_compile": True}
+    with pytest.raises(OptionError, match="does not go with quantize_base, torch_compile"):
+        cli.parse(runs.settings(model, pictures, tmp_path, **changes))

@@ -180,6 +180,7 @@ def _is_paged(optimizer: OptimizerConfig) -> bool:
 def _free(config: Config, device: torch.device) -> int | None:
     """The free bytes of a GPU, if the settings leave the plan to us; None otherwise."""
     left = config.memory.frozen_aware == "auto" and not config.memory.offload_activations
+    left = left and not config.model.shard_base_model
     if device.type != "cuda" or config.training.gradient_checkpointing or not left:
         return None
     return int(SPARE * torch.cuda.mem_get_info(device)[0])

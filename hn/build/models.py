@@ -103,6 +103,7 @@ def plan_of_settings(config: Config, unet: UNet2DConditionModel, device: torch.d
     memory, checkpointing = config.memory, config.training.gradient_checkpointing
     pays = checkpointing or memory.offload_activations
     pays = pays or (device.type == "cpu" and unet.num_parameters() >= LARGE)
+    pays = pays and not config.model.shard_base_model  # whose weights come and go
     return Plan(
         frozen_aware=memory.frozen_aware == "on" or (memory.frozen_aware == "auto" and pays),
         blocks=blocks_of(unet) if checkpointing else frozenset(),
