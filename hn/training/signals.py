@@ -50,6 +50,8 @@ class Stop:
         Asked for the first time, training begins.
         """
         self._training = True
+        if self._accelerator.num_processes == 1:
+            return self._own_count() > 0
         counts = Arriving(self._counts())
         # Of a GPU, those of the last time, which are here: no step waits for the one before.
         read, self._last = counts if counts.is_here else self._last, counts
@@ -57,16 +59,20 @@ class Stop:
 
     def in_a_hurry(self) -> bool:
         """Whether to skip what is optional. Every process must ask at the same time."""
+        if self._accelerator.num_processes == 1:
+            return self._own_count() > 1
         return max(Arriving(self._counts()).values) > 1
 
+    def _own_count(self) -> int:
+        """The signals of this process; the end of the time counts as one."""
+        if self.count or time.monotonic() <= self._end:
+            return self.count
+        self.reason = "max_train_time is over"
+        return 1
+
     def _counts(self) -> Tensor:
-        """Those (W,) of all processes; the end of the time counts as one signal."""
-        count = self.count
-        if not count and time.monotonic() > self._end:
-            count, self.reason = 1, "max_train_time is over"
-        if self._accelerator.num_processes == 1:
-            return torch.tensor([count])
-        own = torch.full((1,), count, device=self._accelerator.device)
+        """Those (W,) of all processes."""
+        own = torch.full((1,), self._own_count(), device=self._accelerator.device)
         counts: Any = self._accelerator.gather(own)
         return counts
 

@@ -77,6 +77,8 @@ def ports(count):
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_it_trains_and_resumes(model, pictures, tmp_path, monkeypatch, cells, processes):
+    if cells is SHORT and processes == 2:
+        cells = SHORT[:2]  # compiling for two takes half a minute
     jobs = [job for cell in cells for job in jobs_of(cell, model, pictures, tmp_path / cell)]
     if processes == 1:
         for variable in matrix.VARIABLES:
