@@ -37,9 +37,9 @@ SHORT = {("accelerate", "KILL-launcher"), ("accelerate-2", "TERM-group")}
     ],
 )
 def test_saved_at_the_next_step_and_nobody_left(model, pictures, tmp_path, launcher, how):
-    """A step takes some tenths of a second here."""
+    """A step takes about a second here."""
     flags = runs.settings(
-        model, pictures, tmp_path, max_train_steps=100000, gradient_accumulation_steps=16
+        model, pictures, tmp_path, max_train_steps=100000, gradient_accumulation_steps=48
     )
     run, (send, number) = tmp_path / "run", SIGNALS[how]
     with runs.start(LAUNCHERS[launcher], flags) as process:
