@@ -23,6 +23,7 @@ from hn.training.status import Status
 
 TICK = 0.5  # seconds between two looks
 SILENT = 4  # ticks after which each must have given a new sign of life
+PATIENCE = 10  # seconds for the thread to end: a store that is gone takes its time to say so
 GRACE = 10  # ticks that the main thread has to end by itself, after another process failed
 FIRST = 10  # the first forward takes so many times as long: what is compiled, read, filled
 SLOWER = 10  # slow is what takes so many times as long as anything before
@@ -44,6 +45,7 @@ class Watch:
         self._main = threading.get_ident()
         self._number = 0
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def begin(self, unet: nn.Module) -> None:
         """Begin to watch; from now on every forward of the UNet counts."""
@@ -51,7 +53,7 @@ class Watch:
             with suppress(*LOST):  # at once, so that the others know whom they may miss
                 self._peers.show(self._sign())
             unet.register_forward_pre_hook(self._pulse.count)
-            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            self._thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +65,10 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
+        if self._thread.is_alive():
+            # Python ends such threads on its way out, and a store that is asked then takes that
+            # for the end of everything (SIGABRT).
+            self._thread.join(PATIENCE)
         told = None
         with suppress(*LOST):
             self._peers.show(self._sign(over=True))
