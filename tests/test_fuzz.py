@@ -4,6 +4,7 @@ The short versions are of hundreds; `-m slow` reads as many as the promise names
 """
 
 import io
+import tempfile
 from pathlib import Path
 from random import Random
 
@@ -24,7 +25,7 @@ from tests.fuzzing import changed, changed_pickle, fuzz_hypernetworks, timed, wa
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = 150
-CANARY = Path("/tmp/hn-canary-that-nothing-makes")
+CANARY = Path(tempfile.gettempdir()) / "hn-canary-that-nothing-makes"
 CONTENTS = Contents.of(Hypernetwork.create((8, 16), activation_func="relu", seed=0))
 STATE = a1111.to_dict(CONTENTS, "net")
 FORMS = {
