@@ -10,13 +10,13 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hn.config import SECTIONS, Config
-from hn.errors import OptionError, meant
+from hn.errors import INTERRUPTED, OptionError, UserError, meant
 from hn.limits import check
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -67,6 +67,19 @@ def parse_or_exit() -> Config:
 def numbers(text: str) -> tuple[float, ...]:
     """Read "1, 2, 1" as the web UI's field does; whole numbers stay whole."""
     return tuple(int(part) if part.strip().isdigit() else float(part) for part in text.split(","))
+
+
+def exit_code_of(act: Callable[[], None]) -> int:
+    """Do what a tool does; of what a user can mend, say it and return its exit code."""
+    try:
+        act()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted")
+        return INTERRUPTED
+    return 0
 
 
 def quiet_libraries() -> None:

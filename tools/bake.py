@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from hn import cli
-from hn.errors import INTERRUPTED, OptionError, UserError
+from hn.errors import OptionError
 
 
 def main() -> int:
@@ -30,15 +30,7 @@ def main() -> int:
     add("--dtype", choices=("fp16", "bf16", "fp32"), help="of what changes; not given: as it is")
     add("--overwrite", action="store_true", help="replace the output file if it is there")
     args = parser.parse_args()
-    try:
-        bake(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted")
-        return INTERRUPTED
-    return 0
+    return cli.exit_code_of(lambda: bake(args))
 
 
 def bake(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hn import cli
 from hn.diffusion.surgery import options
-from hn.errors import INTERRUPTED, OptionError, UserError
+from hn.errors import OptionError
 
 
 def main() -> int:
@@ -32,15 +32,7 @@ def main() -> int:
     add("--overwrite", action="store_true", help="replace the output file if it is there")
     options.add_flags(parser)
     args = parser.parse_args()
-    try:
-        distil(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted")
-        return INTERRUPTED
-    return 0
+    return cli.exit_code_of(lambda: distil(args))
 
 
 def distil(args: argparse.Namespace) -> None:

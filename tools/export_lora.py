@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hn import cli
 from hn.diffusion.surgery import options
-from hn.errors import INTERRUPTED, OptionError, UserError
+from hn.errors import OptionError
 
 
 def main() -> int:
@@ -34,15 +34,7 @@ def main() -> int:
     add("--overwrite", action="store_true", help="replace the output file if it is there")
     options.add_flags(parser)
     args = parser.parse_args()
-    try:
-        export(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted")
-        return INTERRUPTED
-    return 0
+    return cli.exit_code_of(lambda: export(args))
 
 
 def export(args: argparse.Namespace) -> None:

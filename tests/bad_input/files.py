@@ -97,7 +97,7 @@ def refused(number: int, title: str, make: Callable[[], Files], seconds: float =
     """A row of files that are refused within so many seconds, each with its words."""
 
     def check(scene: Scene) -> None:
-        canary = Path("/nonexistent")
+        canary = scene.path / "canary"
         for name, (data, words) in make().items():
             path = scene.path / name
             path.write_bytes(data)
