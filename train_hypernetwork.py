@@ -29,13 +29,13 @@ from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserErro
 from hn.hub.publisher import Publisher
 from hn.limits.processes import parse_duration
 from hn.training import optimizers
-from hn.training.peers import is_broken
-from hn.training.reporter import Reporter
-from hn.training.saving import Checkpoints
-from hn.training.signals import Stop
+from hn.training.keeping.saving import Checkpoints
 from hn.training.state import TrainingState
-from hn.training.status import Status, resume_command
-from hn.training.watch import Watch
+from hn.training.telling.reporter import Reporter
+from hn.training.telling.status import Status, resume_command
+from hn.training.watching.peers import is_broken
+from hn.training.watching.signals import Stop
+from hn.training.watching.watch import Watch
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)  # what a full one says
 

@@ -22,9 +22,9 @@ from hn.errors import DataError, HubError, OptionError, shown
 from hn.hub import fetch_cache
 from hn.hub.checkpoints import REMOTE, fetch_checkpoint
 from hn.storage import existing_parent, prove_writable, write_bytes
-from hn.training.checkpoint import list_checkpoints
-from hn.training.status import Status
-from hn.training.trackers import check_installed
+from hn.training.keeping.checkpoint import list_checkpoints
+from hn.training.telling.status import Status
+from hn.training.telling.trackers import check_installed
 
 LOCK = ".lock"
 LEAST = {  # version and reason

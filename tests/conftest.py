@@ -26,6 +26,17 @@ from tests import runs, tiny
 from tests.zygote import Zygote
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is no GPU, skip what needs one, and say so."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs CUDA, which torch does not find here"))
+
+
 def pytest_unconfigure() -> None:
     """Leave nothing behind."""
     _HUB.close()

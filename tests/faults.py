@@ -9,8 +9,8 @@ import torch
 
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.objective import Objective
-from hn.training.guard import Guard
 from hn.training.state import TrainingState
+from hn.training.watching.guard import Guard
 
 Fault = Callable[[int], str | None]
 """What goes wrong at a step: loss, infinite, high, grad, weight, latent, or nothing."""
@@ -83,7 +83,7 @@ def trace(path: Path, patch: Callable[[type, str, object], None]) -> None:
 
 def digest(state: TrainingState) -> str:
     """A hash of weights, optimizer and averages."""
-    from hn.training.snapshot import Snapshot
+    from hn.training.keeping.snapshot import Snapshot
 
     found = replace(Snapshot.take(state), step=0, health={})
     sha = hashlib.sha256(repr((found.optimizer[0], found.scaler, found.stream)).encode())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hn.training.readings import Arriving
-from hn.training.signals import Stop
+from hn.training.watching.readings import Arriving
+from hn.training.watching.signals import Stop
 from tests import runs
 
 CHANGES = {
@@ -121,7 +121,7 @@ def test_ranks_hold_identical_weights_and_end_together(model, pictures, tmp_path
         "import train_hypernetwork as script\n"
         "from hn import cli\n"
         "from hn.network.files import save\n"
-        "from hn.training.saving import Checkpoints\n"
+        "from hn.training.keeping.saving import Checkpoints\n"
         "publish = Checkpoints.publish\n"
         "def everywhere(self, state, folder, *, finished):\n"
         "    rank = self._accelerator.process_index\n"

@@ -20,9 +20,9 @@ from hn.errors import HubError, ModelError, OptionError
 from hn.hub.checkpoints import fetch_checkpoint
 from hn.hub.publisher import Patience, Publisher
 from hn.hub.runs import SCRATCH, check_run_destination, push_run, read_settings
-from hn.training.checkpoint import MANIFEST, fault, manifest
-from hn.training.signals import Stop
+from hn.training.keeping.checkpoint import MANIFEST, fault, manifest
 from hn.training.state import TrainingState
+from hn.training.watching.signals import Stop
 from tests import runs
 from tests.hub_server import READER, STRANGER, WRITER
 from tests.tools.conftest import run_process

@@ -142,8 +142,8 @@ def _train(job: dict[str, Any], rank: int, port: int) -> int:
 
 def _arm(kill: Kill, mark: Path) -> None:
     """Start the timer where it is due, and note when a save is under way."""
-    from hn.training.saving import Checkpoints
-    from hn.training.signals import Stop
+    from hn.training.keeping.saving import Checkpoints
+    from hn.training.watching.signals import Stop
 
     requested, save, count = Stop.requested, Checkpoints.save, iter(range(1, 10**6))
 

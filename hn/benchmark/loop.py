@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from hn import cli, launch
-from hn.training.signals import Stop
-from hn.training.watch import Watch
+from hn.training.watching.signals import Stop
+from hn.training.watching.watch import Watch
 
 WARM_UP = 5  # steps that do not count
 

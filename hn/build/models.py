@@ -18,7 +18,7 @@ from hn.diffusion.pipeline import Painter
 from hn.diffusion.sharding import count_held
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
-from hn.training.status import Status
+from hn.training.telling.status import Status
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGE = 100_000_000  # parameters, from which frozen-aware layers take no more time (0.99 of it)

@@ -12,10 +12,10 @@ from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.pipeline import Painter
 from hn.evaluation.heldout import Heldout
 from hn.evaluation.paired import Pictures
-from hn.training.preview import Preview
-from hn.training.reporter import Reporter
-from hn.training.residuals import Residuals
 from hn.training.state import TrainingState
+from hn.training.telling.preview import Preview
+from hn.training.telling.reporter import Reporter
+from hn.training.telling.residuals import Residuals
 
 
 @dataclass(frozen=True)

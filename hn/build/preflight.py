@@ -26,10 +26,10 @@ from hn.diffusion.outline import Outline
 from hn.errors import HubError, OptionError, StorageError, UserError, listed
 from hn.hub.publisher import Publisher
 from hn.storage import existing_parent
-from hn.training.checkpoint import check_fingerprint, find, read_fingerprint
+from hn.training.keeping.checkpoint import check_fingerprint, find, read_fingerprint
 from hn.training.optimizers import build_optimizer
 from hn.training.schedule import Schedule
-from hn.training.status import Status
+from hn.training.telling.status import Status
 
 P = ParamSpec("P")
 T = TypeVar("T")

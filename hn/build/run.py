@@ -24,16 +24,16 @@ from hn.limits.saving import OF_DATA, OF_OPTIMIZER
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
-from hn.training.checkpoint import find, path_of, restore, tidy
-from hn.training.guard import Guard
-from hn.training.recovery import Recovery
-from hn.training.reporter import Reporter
-from hn.training.retention import Retention
-from hn.training.saving import Checkpoints
-from hn.training.snapshot import Snapshot
+from hn.training.keeping.checkpoint import find, path_of, restore, tidy
+from hn.training.keeping.recovery import Recovery
+from hn.training.keeping.retention import Retention
+from hn.training.keeping.saving import Checkpoints
+from hn.training.keeping.snapshot import Snapshot
 from hn.training.state import TrainingState
-from hn.training.status import Status
-from hn.training.trackers import Settings, build_trackers
+from hn.training.telling.reporter import Reporter
+from hn.training.telling.status import Status
+from hn.training.telling.trackers import Settings, build_trackers
+from hn.training.watching.guard import Guard
 
 
 def build_schedules(config: Config) -> tuple[schedule.Schedule, schedule.Schedule]:

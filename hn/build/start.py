@@ -21,7 +21,8 @@ from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
 from hn.network.remote import locate
 from hn.network.sidecar import Sidecar
-from hn.training import adoption, artifacts, optimizers, schedule
+from hn.training import optimizers, schedule
+from hn.training.keeping import adoption, artifacts
 
 ANY_DIM = 320  # for a first look at an architecture: which widths it gets is not known yet
 

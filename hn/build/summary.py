@@ -3,8 +3,8 @@
 import shlex
 
 from hn.evaluation.heldout import Heldout
-from hn.training.best import LINK as BEST
-from hn.training.status import Status
+from hn.training.keeping.best import LINK as BEST
+from hn.training.telling.status import Status
 
 
 def show(status: Status, heldout: Heldout) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from hn.errors import ModelError
 from hn.network import files
 from hn.network.module import Hypernetwork
-from hn.training.checkpoint import fault, list_checkpoints
+from hn.training.keeping.checkpoint import fault, list_checkpoints
 
 EMA = "-ema"
 FOLDER = "checkpoints"

@@ -14,9 +14,9 @@ from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
 from hn.evaluation import paired
 from hn.evaluation.paired import Comparison, Pictures
-from hn.training.best import Best
-from hn.training.reporter import Reporter
+from hn.training.keeping.best import Best
 from hn.training.state import TrainingState
+from hn.training.telling.reporter import Reporter
 
 
 class Heldout:

@@ -14,7 +14,7 @@ from hn.evaluation.memorisation import Memorisation
 from hn.evaluation.paired import Comparison, Pictures
 from hn.evaluation.ranking import Contender
 from hn.network.module import Hypernetwork
-from hn.training.residuals import watched
+from hn.training.telling.residuals import watched
 
 FEWEST = 16  # pictures to judge memorisation by, where captions are few
 

@@ -15,7 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 from hn.errors import ModelError, OptionError, UserError, shown
 from hn.hub_access import said
 from hn.hub_copies import Address, fetch
-from hn.training.checkpoint import MANIFEST, PREFIX, fault, list_checkpoints
+from hn.training.keeping.checkpoint import MANIFEST, PREFIX, fault, list_checkpoints
 
 REMOTE = "hub:"  # how a setting says that a checkpoint lies in a repository
 ENDINGS = (".safetensors", ".pt")

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from hn.errors import UserError
 from hn.hub_access import may_pass, said
-from hn.training.signals import Stop
 from hn.training.state import TrainingState
+from hn.training.watching.signals import Stop
 
 Push = Callable[[Callable[[], bool]], str]
 

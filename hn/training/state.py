@@ -7,8 +7,8 @@ import torch
 
 from hn.network.module import Hypernetwork
 from hn.training.averages import Averages
-from hn.training.best import Best
-from hn.training.health import Health
+from hn.training.keeping.best import Best
+from hn.training.watching.health import Health
 
 
 class Resumable(Protocol):

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from hn.data.batches import Layout
 from hn.errors import NumericsError, UserError
 from hn.network.module import Hypernetwork
-from hn.training.checkpoint import fault
-from hn.training.guard import Guard
+from hn.training.keeping.checkpoint import fault
 from hn.training.schedule import Schedule, Stage
 from hn.training.state import TrainingState
+from hn.training.watching.guard import Guard
 from tests import runs
 from tests.bad_input.files import Evil
 from tests.bad_input.row import Row, Scene, assert_stopped, encoded, plain

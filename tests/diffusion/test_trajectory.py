@@ -15,8 +15,9 @@ from hn.build.start import Start
 from hn.config import Config, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from hn.diffusion import objective
 from hn.diffusion.denoiser import Condition, Denoiser
-from hn.training import adoption, optimizers
-from hn.training.guard import Guard
+from hn.training import optimizers
+from hn.training.keeping import adoption
+from hn.training.watching.guard import Guard
 from tests import golden
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -175,6 +175,6 @@ def test_what_is_no_run_is_refused(run, tmp_path):
 
 def _sign(checkpoint):
     """Make the manifest that of what lies there now."""
-    from hn.training.checkpoint import manifest
+    from hn.training.keeping.checkpoint import manifest
 
     (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest(checkpoint), indent=1) + "\n")

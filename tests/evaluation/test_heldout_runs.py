@@ -6,7 +6,7 @@ import pytest
 
 from hn.errors import OptionError
 from hn.evaluation.heldout import note
-from hn.training.best import Best
+from hn.training.keeping.best import Best
 from tests import runs
 
 

@@ -10,7 +10,7 @@ from hn.evaluation.bench import Bench
 from hn.evaluation.drift import relative_change
 from hn.evaluation.paired import Comparison, Pictures
 from hn.network.module import Hypernetwork
-from hn.training.residuals import watched
+from hn.training.telling.residuals import watched
 from tests import tiny
 
 DRAWS = 8

@@ -12,7 +12,7 @@ import hn
 from hn.errors import ModelError
 from hn.network import container, sidecar
 from hn.network.sidecar import Sidecar
-from hn.training import artifacts
+from hn.training.keeping import artifacts
 from tests import golden
 
 FILES = golden.FOLDER / "files"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hn.training.peers import Sign, judge, look_at
-from hn.training.watch import TICK, Pulse
+from hn.training.watching.peers import Sign, judge, look_at
+from hn.training.watching.watch import TICK, Pulse
 from tests import runs
 
 TIMEOUT = 6

@@ -8,8 +8,8 @@ import torch
 
 from hn.errors import ModelError, OptionError, StorageError
 from hn.network.module import Hypernetwork
-from hn.training import checkpoint
-from hn.training.checkpoint import fault, find, restore, write_checkpoint
+from hn.training.keeping import checkpoint
+from hn.training.keeping.checkpoint import fault, find, restore, write_checkpoint
 from hn.training.optimizers import find_class
 from hn.training.state import TrainingState
 

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from hn.errors import StorageError
 from hn.network.module import Hypernetwork
 from hn.training.averages import Averages, Ema, View
-from hn.training.checkpoint import MANIFEST, fault, find, tidy, write_checkpoint
-from hn.training.retention import Retention
-from hn.training.saving import Checkpoints
+from hn.training.keeping.checkpoint import MANIFEST, fault, find, tidy, write_checkpoint
+from hn.training.keeping.retention import Retention
+from hn.training.keeping.saving import Checkpoints
 from hn.training.state import TrainingState
 from tests import runs
 

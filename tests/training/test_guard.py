@@ -10,12 +10,12 @@ from accelerate import Accelerator
 
 import hn
 from hn.errors import NumericsError
-from hn.training import guard, health
-from hn.training.health import LEAST, RECENT, WINDOW, Health
-from hn.training.readings import Reading
-from hn.training.recovery import choose
+from hn.training.keeping.recovery import choose
 from hn.training.schedule import Schedule, Stage
 from hn.training.state import TrainingState
+from hn.training.watching import guard, health
+from hn.training.watching.health import LEAST, RECENT, WINDOW, Health
+from hn.training.watching.readings import Reading
 from tests import faults, runs
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

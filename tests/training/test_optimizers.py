@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from hn.config import OptimizerConfig
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
-from hn.training.guard import Guard
 from hn.training.optimizers import as_one_group, build_optimizer, find_class, remark, set_rate
 from hn.training.schedule import Schedule, Stage
 from hn.training.state import TrainingState
+from hn.training.watching.guard import Guard
 
 DIMS = (16, 24, 32)
 EXTRAS = ["prodigyopt.Prodigy", "schedulefree.AdamWScheduleFree", "lion_pytorch.Lion"]

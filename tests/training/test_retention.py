@@ -2,7 +2,7 @@
 
 import pytest
 
-from hn.training.retention import Retention
+from hn.training.keeping.retention import Retention
 
 
 def kept(retention, steps, best=None, damaged=(), full=False):

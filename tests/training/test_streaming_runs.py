@@ -6,8 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from hn.training import guard
-from hn.training.readings import Reading
+from hn.training.watching import guard
+from hn.training.watching.readings import Reading
 from tests import faults, runs, streamed
 
 CHANGES = {

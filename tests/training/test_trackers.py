@@ -18,7 +18,7 @@ import hn
 from hn import cli
 from hn.errors import OptionError
 from hn.evaluation.report import tensorboard
-from hn.training.trackers import TensorBoard
+from hn.training.telling.trackers import TensorBoard
 from tests import runs
 from tests.report import example
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hn.training.best import Best
-from hn.training.health import Health
+from hn.training.keeping.best import Best
+from hn.training.keeping.trees import flatten, unflatten
 from hn.training.state import TrainingState
-from hn.training.trees import flatten, unflatten
+from hn.training.watching.health import Health
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from hn.errors import StorageError
-from hn.training.best import LINK, link
-from hn.training.checkpoint import (
+from hn.training.keeping.best import LINK, link
+from hn.training.keeping.checkpoint import (
     fault,
     list_checkpoints,
     path_of,
@@ -22,7 +22,7 @@ from hn.training.checkpoint import (
     write_artifacts,
     write_checkpoint,
 )
-from hn.training.retention import Retention
+from hn.training.keeping.retention import Retention
 from hn.training.state import TrainingState
 
 Streams = list[dict[str, Any]]  # where in its stream each process is, if there are any

@@ -29,11 +29,11 @@ from hn.errors import ModelError, NumericsError, OptionError, StorageError
 from hn.limits.saving import CHANGEABLE
 from hn.network.files import load as load_hypernetwork
 from hn.storage import sync_folder, write_bytes
-from hn.training import artifacts
-from hn.training.best import LINK, Best
-from hn.training.health import Health
+from hn.training.keeping import artifacts
+from hn.training.keeping.best import LINK, Best
+from hn.training.keeping.trees import flatten, unflatten
 from hn.training.state import TrainingState
-from hn.training.trees import flatten, unflatten
+from hn.training.watching.health import Health
 
 PREFIX = "step-"
 MANIFEST = "MANIFEST.json"

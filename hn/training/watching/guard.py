@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from hn.data.batches import Batch
 from hn.errors import NumericsError, shown
-from hn.training.health import RECENT
-from hn.training.readings import Reading
 from hn.training.schedule import Schedule
 from hn.training.state import TrainingState
+from hn.training.watching.health import RECENT
+from hn.training.watching.readings import Reading
 
 MAX_SKIPPED = 25  # float16's scaler skips a step now and then; this many in a row are divergence
 IN_A_ROW = 3  # steps without a finite loss and gradient: it is not the pictures

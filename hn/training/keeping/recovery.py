@@ -14,12 +14,12 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from hn.errors import NumericsError
-from hn.training.checkpoint import fault, path_of, restore
-from hn.training.guard import Finding, Guard
-from hn.training.reporter import Reporter
-from hn.training.saving import Checkpoints
-from hn.training.snapshot import Snapshot
+from hn.training.keeping.checkpoint import fault, path_of, restore
+from hn.training.keeping.saving import Checkpoints
+from hn.training.keeping.snapshot import Snapshot
 from hn.training.state import TrainingState
+from hn.training.telling.reporter import Reporter
+from hn.training.watching.guard import Finding, Guard
 
 
 class Recovery:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hn.data.tally import Tally
 from hn.storage import write_bytes
-from hn.training.checkpoint import list_checkpoints
+from hn.training.keeping.checkpoint import list_checkpoints
 from hn.training.state import TrainingState
 
 LAUNCH = "accelerate launch train_hypernetwork.py"

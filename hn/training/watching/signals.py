@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hn.errors import INTERRUPTED
-from hn.training.readings import Arriving
+from hn.training.watching.readings import Arriving
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1

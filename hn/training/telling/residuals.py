@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hn.diffusion.denoiser import Condition, Denoiser
 from hn.network.module import Hypernetwork
-from hn.training.reporter import Reporter
 from hn.training.state import TrainingState
+from hn.training.telling.reporter import Reporter
 
 BATCHES = 4  # the newest micro-batches, on whose contexts it is measured
 TINY = 1e-12  # below the norm of any real token

@@ -18,8 +18,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from hn.errors import DistributedError, StorageError
-from hn.training.peers import LOST, Peers, Sign, Verdict, end_stopped, is_broken, judge, look_at
-from hn.training.status import Status
+from hn.training.telling.status import Status
+from hn.training.watching.peers import (
+    LOST,
+    Peers,
+    Sign,
+    Verdict,
+    end_stopped,
+    is_broken,
+    judge,
+    look_at,
+)
 
 TICK = 0.5  # seconds between two looks
 SILENT = 4  # ticks after which each must have given a new sign of life

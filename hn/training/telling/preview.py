@@ -14,8 +14,8 @@ from hn.diffusion.attention import Attachment
 from hn.diffusion.pipeline import Painter, grid, save_picture
 from hn.errors import printable
 from hn.training.averages import View
-from hn.training.reporter import Reporter
 from hn.training.state import TrainingState
+from hn.training.telling.reporter import Reporter
 
 
 class Preview:

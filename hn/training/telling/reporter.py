@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hn.training.state import TrainingState
-from hn.training.trackers import Tracker
+from hn.training.telling.trackers import Tracker
 
 CSV_COLUMNS = ("step", "epoch", "epoch_step", "loss", "learn_rate")
 

@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed import distributed_c10d
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LOST = (torch.distributed.DistError, RuntimeError)  # what a store raises that is gone
 _PATIENCE = timedelta(seconds=5)
 # Where a process waits for others: in these libraries, or in ours for what they reduced.
