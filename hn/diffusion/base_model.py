@@ -89,6 +89,14 @@ class BaseModel:
             if file is None
             else load_file(file, quantisation=quantisation, dtype=dtype, prediction=prediction)
         )
+        if (
+            parts.text_encoder is None
+            or parts.tokenizer is None
+            or parts.text_encoder_2 is not None
+        ):
+            raise ModelError(
+                f"{name} is a Stable Diffusion XL, which is not trained for yet; take a 1 or 2"
+            )
         if prediction is not None:
             parts.scheduler.register_to_config(prediction_type=prediction)
         if quantisation == "fp8":
