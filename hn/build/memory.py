@@ -67,7 +67,7 @@ def step_of(
     Contexts are taken to be one chunk long, and pictures as large as the resolution.
     """
     training = config.training
-    unet, vae, text = (outline.parts[part] for part in ("unet", "vae", "text_encoder"))
+    unet, vae = (outline.parts[part] for part in ("unet", "vae"))
     described = json.dumps(unet, sort_keys=True)
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     return Step(
@@ -77,7 +77,7 @@ def step_of(
         batch=training.train_batch_size,
         height=config.data.size[1] // scale,
         width=config.data.size[0] // scale,
-        tokens=text["max_position_embeddings"],
+        tokens=outline.tokens,
         quantisation=config.memory.quantize_base,
         note_residuals=config.objective.residual_penalty > 0,
         accumulates=training.gradient_accumulation_steps > 1 or processes > 1,
@@ -206,8 +206,8 @@ def _lasting(
 
 
 def _encoders(config: Config, outline: Outline, dtype: torch.dtype) -> Encoders:
-    vae, text = (json.dumps(outline.parts[part]) for part in ("vae", "text_encoder"))
-    return rehearse_encoders(vae, text, dtype, config.data.size, config.data.vae_batch_size)
+    vae, data = json.dumps(outline.parts["vae"]), config.data
+    return rehearse_encoders(vae, outline.text_weights, dtype, data.size, data.vae_batch_size)
 
 
 def _unet(step: Step) -> UNet2DConditionModel:
