@@ -45,8 +45,8 @@ class Outline:
         """
         if is_single_file(name):
             found = read_architecture(Path(name), prediction)
-            parts = {"unet": found.unet, "vae": found.vae, "text_encoder": found.text}
-            return cls(name, {**parts, "scheduler": {}})
+            parts = {"unet": found.unet, "vae": found.vae, "scheduler": found.scheduler}
+            return cls(name, {**parts, **found.texts})
         return cls(name, {part: _read(name, file, revision) for part, file in _FILES.items()})
 
     @cached_property

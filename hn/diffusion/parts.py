@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from hn.diffusion.layout import check_layout
 from hn.diffusion.memory.quantisation import Quantisation, loading_options
@@ -17,13 +17,18 @@ from hn.errors import ModelError
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """UNet and text encoder in the precision of the computation, the autoencoder in float32."""
+    """UNet and text encoders in the precision of the computation, the autoencoder in float32.
+
+    The refiner of Stable Diffusion XL has the second text encoder only, 1 and 2 the first.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
     scheduler: Any
+    text_encoder: CLIPTextModel | None = None
+    tokenizer: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
 
     @classmethod
     def load(
