@@ -38,15 +38,9 @@ def same(ours, theirs):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("families")
-    return {kind: make(root / kind) for kind, make in single_files.MAKERS.items()}
-
-
 @pytest.mark.parametrize("kind", single_files.MAKERS)
-def test_a_file_holds_what_its_folder_holds_for_us_and_for_diffusers(folders, kind):
-    folder = folders[kind]
+def test_a_file_holds_what_its_folder_holds_for_us_and_for_diffusers(families, kind):
+    folder = families[kind]
     path = single_files.as_file(folder)
     pipeline = PIPELINES.get(kind, StableDiffusionPipeline)
     truth = pipeline.from_pretrained(folder)
@@ -89,8 +83,8 @@ def test_what_it_predicts_is_in_the_file_where_its_folder_says_so(tmp_path):
     assert (forced.config["prediction_type"], forced.alphas_cumprod[-1] > 0) == ("epsilon", True)
 
 
-def test_what_it_predicts_may_be_in_the_header(folders, tmp_path):
-    tensors = load_file(single_files.as_file(folders["2"]))
+def test_what_it_predicts_may_be_in_the_header(families, tmp_path):
+    tensors = load_file(single_files.as_file(families["2"]))
     path = tmp_path / "said.safetensors"
     for key, said, expected in (
         ("modelspec.prediction_type", "v", "v_prediction"),
@@ -106,7 +100,7 @@ def test_what_it_predicts_may_be_in_the_header(folders, tmp_path):
         reading.read_architecture(path, "v_prediction")
 
 
-# What the folders that were published with these models say.
+# What the families that were published with these models say.
 LINEAR = {"use_linear_projection": True}
 FOUR = {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768}
 FOUR |= {"down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]}
@@ -183,7 +177,7 @@ def text_tensors(prefix, config):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_file_of_full_size_is_what_was_published(folders, name):
+def test_a_file_of_full_size_is_what_was_published(families, name):
     config, texts = PUBLISHED[name]
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
@@ -193,7 +187,7 @@ def test_a_file_of_full_size_is_what_was_published(folders, name):
     assert back.keys() == unet.state_dict().keys()
     for prefix, text in texts.values():
         tensors |= text_tensors(prefix, text)
-    vae = load_file(single_files.as_file(folders["1"]))
+    vae = load_file(single_files.as_file(families["1"]))
     tensors |= {name: it for name, it in vae.items() if name.startswith("first_stage_model.")}
     given = "v_prediction" if name == "2.1" else None
     found = Architecture.of(Source(Path(name), tensors, {}), given)
