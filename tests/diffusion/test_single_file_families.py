@@ -138,7 +138,8 @@ PUBLISHED = {
     "2.1": (
         FOUR
         | LINEAR
-        | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "sample_size": 96},
+        | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "sample_size": 96}
+        | {"upcast_attention": True},
         {"text_encoder": ("cond_stage_model.model.", OPEN_H)},
     ),
     "XL inpainting": (

@@ -79,6 +79,7 @@ def _unet(shapes: Shapes, family: Family, texts: dict[str, dict[str, Any]]) -> d
             len(shape) == 2 for name, shape in shapes.items() if name.endswith("proj_in.weight")
         ),
         "attention_head_dim": family.heads or [max(1, width // _HEAD) for width in channels],
+        "upcast_attention": family is SD_2,  # of some of which scores overflow half precision
         **(_additions(shapes, family, texts) if family.time_ids else {}),
     }
 
