@@ -97,7 +97,13 @@ def _text_encoder(
     source: Source, layout: TextLayout, config: dict[str, Any], dtype: torch.dtype
 ) -> Any:
     kind = CLIPTextModelWithProjection if layout.projected else CLIPTextModel
-    return _fill(kind(CLIPTextConfig(**config)), partial(layout.read, source), dtype, source.path)
+    with torch.device("meta"):  # those of XL would take seconds to fill with random numbers
+        model: Any = kind(CLIPTextConfig(**config))
+    _fill(model, partial(layout.read, source), dtype, source.path)
+    for module in model.modules():
+        if "position_ids" in dict(module.named_buffers(recurse=False)):  # which no file holds
+            module.position_ids = torch.arange(config["max_position_embeddings"])[None]
+    return model
 
 
 def _fill(module: Any, read: Callable[[str], Tensor], dtype: torch.dtype, path: Path) -> Any:
