@@ -73,6 +73,20 @@ def test_a_stable_diffusion_xl_for_inpainting_in_half_precision(tmp_path):
     assert parts.vae.dtype == torch.float32  # in half precision its activations overflow
 
 
+def test_a_stable_diffusion_2_may_be_called_as_xl_is(families, tmp_path):
+    """As SD Turbo was published."""
+    tensors = load_file(single_files.as_file(families["2"]))
+    names = {
+        name: name.replace("cond_stage_model.", "conditioner.embedders.0.") for name in tensors
+    }
+    path = tmp_path / "turbo.safetensors"
+    save_file({names[name]: it for name, it in tensors.items()}, path)
+    truth = CLIPTextModel.from_pretrained(families["2"], subfolder="text_encoder")
+    assert same(load(path, "epsilon").text_encoder, truth)
+    with pytest.raises(ModelError, match="give prediction_type"):
+        load(path)
+
+
 def test_what_it_predicts_is_in_the_file_where_its_folder_says_so(tmp_path):
     scheduler = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     path = single_files.as_file(single_files.make_two(tmp_path / "v", **scheduler))

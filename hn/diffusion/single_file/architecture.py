@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from hn.diffusion.objective import Prediction
-from hn.diffusion.single_file.families import SD_2, Family, family_of
+from hn.diffusion.single_file.families import Family, family_of
 from hn.diffusion.single_file.marks import prediction_of, scheduler_config
 from hn.diffusion.single_file.names import UNET, VAE
 from hn.diffusion.single_file.source import Shapes, Source
@@ -44,7 +44,7 @@ class Architecture:
                 f"{error.args[0]}"
             ) from error
         unet["sample_size"] = family.side
-        if family is SD_2 and prediction == "v_prediction":
+        if family.is_second and prediction == "v_prediction":
             unet["sample_size"] = _SIDE_2_V
         return cls(family, unet, vae, texts, scheduler_config(source, prediction))
 
@@ -79,7 +79,7 @@ def _unet(shapes: Shapes, family: Family, texts: dict[str, dict[str, Any]]) -> d
             len(shape) == 2 for name, shape in shapes.items() if name.endswith("proj_in.weight")
         ),
         "attention_head_dim": family.heads or [max(1, width // _HEAD) for width in channels],
-        "upcast_attention": family is SD_2,  # of some of which scores overflow half precision
+        "upcast_attention": family.is_second,  # of some of which scores overflow half precision
         **(_additions(shapes, family, texts) if family.time_ids else {}),
     }
 

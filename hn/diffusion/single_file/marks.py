@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hn.diffusion.objective import Prediction
-from hn.diffusion.single_file.families import SD_2, Family
+from hn.diffusion.single_file.families import Family
 from hn.diffusion.single_file.source import Source
 from hn.diffusion.surgery.tensor_files import Entry
 from hn.errors import ModelError, shown
@@ -41,9 +41,9 @@ def prediction_of(source: Source, family: Family, given: Prediction | None) -> P
     said = next((source.metadata[key] for key in _HEADER if key in source.metadata), None)
     if said is not None:
         return _understood(said, source)
-    if family is SD_2:
+    if family.is_second:
         raise ModelError(
-            f"{source.path} is a {SD_2.name}, and does not say what it predicts: give "
+            f"{source.path} is a {family.name}, and does not say what it predicts: give "
             "prediction_type, v_prediction for those of 768 pixels, epsilon for 512"
         )
     return "epsilon"

@@ -1,5 +1,6 @@
 """A single file whose tensors are read one by one, when they are asked for."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,10 @@ from torch import Tensor
 from hn.errors import ModelError
 from hn.network import container
 
+_TEXT = "cond_stage_model.transformer.text_model."
+_OLD_TEXT = re.compile(
+    r"cond_stage_model\.transformer\.(?=(embeddings|encoder|final_layer_norm)\.)"
+)  # of merges from before transformers nested it
 Shapes = Mapping[str, tuple[int, ...]]
 """By the names of tensors."""
 
@@ -21,9 +26,9 @@ class Source:
     def __init__(self, path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         self.path = path
         self.metadata = metadata
-        self.shapes: Shapes = {name: _shape(it) for name, it in tensors.items()}
-        self._tensors = tensors
-        self._unread = set(tensors)
+        self._tensors = {_OLD_TEXT.sub(_TEXT, name): it for name, it in tensors.items()}
+        self._unread = set(self._tensors)
+        self.shapes: Shapes = {name: _shape(it) for name, it in self._tensors.items()}
 
     def read(self, name: str) -> Tensor:
         """One tensor, as it is stored. Raises `KeyError`."""
