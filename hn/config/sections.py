@@ -15,8 +15,8 @@ class ModelConfig:
     pretrained_vae_model_name_or_path: str | None = None
     """Another autoencoder than the model's: folder, hub id or single file."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """What the model predicts; not given: what its scheduler says. Single files of Stable Diffusion
-    2 do not say it: v_prediction are those of 768 pixels."""
+    """What the model predicts; not given: what its scheduler or file says. Most single files of
+    Stable Diffusion 2 do not say it: v_prediction are those of 768 pixels."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     variant: str | None = None

@@ -95,6 +95,14 @@ class BaseModel:
             if file is None
             else load_file(file, quantisation=quantisation, dtype=dtype, prediction=prediction)
         )
+        if (
+            parts.text_encoder is None
+            or parts.tokenizer is None
+            or parts.text_encoder_2 is not None
+        ):
+            raise ModelError(
+                f"{name} is a Stable Diffusion XL, which is not trained for yet; take a 1 or 2"
+            )
         if prediction is not None:
             parts.scheduler.register_to_config(prediction_type=prediction)
         if quantisation == "fp8":
@@ -102,7 +110,7 @@ class BaseModel:
         base = cls(
             name=name,
             unet=parts.unet,
-            vae=parts.vae if vae is None else _load_vae(vae),
+            vae=parts.vae if vae is None else _load_vae(vae, parts.vae.config["scaling_factor"]),
             text_encoder=_text_encoder(parts, prompt_syntax, clip_skip),
             scheduler=parts.scheduler,
             zeros_for_empty=parts.zeros_for_empty,
@@ -247,9 +255,11 @@ def _text_hash(encoder: TextEncoder) -> str:
     return _fingerprint(config, encoder.model)
 
 
-def _load_vae(name: str) -> AutoencoderKL:
-    """An autoencoder alone. Raises `ModelError`."""
-    return load_vae_file(Path(name)) if is_single_file(name) else load_pretrained_vae(name)
+def _load_vae(name: str, scaling: float) -> AutoencoderKL:
+    """An autoencoder alone; `scaling` of latents where its file does not say it. `ModelError`."""
+    if is_single_file(name):
+        return load_vae_file(Path(name), scaling)
+    return load_pretrained_vae(name)
 
 
 def _prediction(scheduler: DDIMScheduler) -> Prediction:

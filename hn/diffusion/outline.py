@@ -44,8 +44,8 @@ class Outline:
         """
         if is_single_file(name):
             found = read_architecture(Path(name), prediction)
-            parts = {"unet": found.unet, "vae": found.vae, "text_encoder": found.text}
-            return cls(name, {**parts, "scheduler": {}})
+            parts = {"unet": found.unet, "vae": found.vae, "scheduler": found.scheduler}
+            return cls(name, {**parts, **found.texts})
         unet = _read(name, "unet/config.json", revision)
         parts = [part for part in layout_of(name, revision, unet).parts if part in _FILES]
         rest = {part: _read(name, _FILES[part], revision) for part in parts}

@@ -160,9 +160,8 @@ def _a1111(contents: Contents) -> Iterator[Finding]:
         yield Finding(Outcome.SAME, f"it does not read {shown(others)}")
     if SDXL_WIDTH in contents.config.dims:
         yield Finding(
-            Outcome.IGNORED,
-            f"it hooks no SDXL model (width {SDXL_WIDTH})",
-            "use ComfyUI, or diffusers with hn",
+            Outcome.SAME,
+            f"from version 1.5 on: older ones know no Stable Diffusion XL (width {SDXL_WIDTH})",
         )
     yield from _too_large_for_half(contents)
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hn
+from hn.diffusion.single_file.names import UNET, UNetNames
 from hn.diffusion.surgery.baking import layers_in
-from hn.diffusion.surgery.single_file import UNET, Names
 from tests import tiny
 from tests.surgery import nets
 
@@ -148,16 +148,15 @@ def test_what_cannot_be_baked_is_refused(model, files, tmp_path, run):
     assert not out.exists()
 
 
-def test_the_names_of_a_unet_are_those_that_diffusers_reads_back(tmp_path):
+def test_the_names_of_a_unet_are_those_that_diffusers_reads_back():
     """With blocks without attention, as Stable Diffusion 1 has them."""
     unet = tiny.make_unet(
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=2,
     )
-    names = Names(tmp_path, layers=2, levels=2)
-    attended = {name.partition(".attentions.")[0] for name in unet.state_dict() if "attn" in name}
-    single = {UNET + names.unet(name, attended): t for name, t in unet.state_dict().items()}
+    names = UNetNames.of(2, unet.state_dict())
+    single = {UNET + names(name): t for name, t in unet.state_dict().items()}
     back = convert_ldm_unet_checkpoint(single, dict(unet.config))
     assert back.keys() == unet.state_dict().keys()
     assert all(torch.equal(tensor, back[name]) for name, tensor in unet.state_dict().items())

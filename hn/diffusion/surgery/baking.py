@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hn.diffusion.single_file.writing import entries_of, weights_of
 from hn.diffusion.strength import Choices
-from hn.diffusion.surgery import single_file
 from hn.diffusion.surgery.folding import Maps, maps_of
 from hn.diffusion.surgery.layer import Exactness, LayerWeights, measure
 from hn.diffusion.surgery.tensor_files import TensorFile, write
@@ -35,7 +34,6 @@ PARTS = {
 _LAYER = re.compile(r"((?:model\.diffusion_model\.)?(\w+_blocks?)\.[\w.]*\.attn[12])\.to_k\.weight")
 _READ = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
 _FOLDED = ("to_k.weight", "to_v.weight", "to_out.0.bias")
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model)(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")
 _FOREIGN_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".h5")
 
 
@@ -133,10 +131,9 @@ def _file(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None) -
 def _folder_to_file(
     base: Path, stack: Choices, output: Path, dtype: torch.dtype | None
 ) -> Exactness:
-    names = single_file.Names.of(base)
-    files = next(iter(_weights_of(base)))
+    files = weights_of(base, "unet")[0]
     changed, exactness = fold_files(files, stack, base, dtype)
-    write(output, names.entries(files, changed), _note(files[0], stack))
+    write(output, entries_of(base, files, changed), _note(files[0], stack))
     return exactness
 
 
@@ -145,7 +142,7 @@ def _folder(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None)
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OptionError(f"{output} is there already and not empty: choose another -o")
     worst = Exactness(0.0, 0.0)
-    sets = _weights_of(base)
+    sets = weights_of(base, "unet")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
@@ -166,25 +163,6 @@ def _folder(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None)
             "-o."
         ) from error
     return worst
-
-
-def _weights_of(base: Path) -> list[list[TensorFile]]:
-    """The files of the UNet's weights: of each variant (fp16, say), those that belong together.
-
-    The one without a variant comes first. Raises `ModelError` if there is none.
-    """
-    found = [
-        (match[2] or "", path)
-        for path in sorted((base / "unet").glob("*.safetensors"))
-        if (match := _WEIGHTS.fullmatch(path.name))
-    ]
-    if not found:
-        raise ModelError(
-            f"{base} has no unet/diffusion_pytorch_model.safetensors: it must be a diffusers "
-            "folder with weights as .safetensors"
-        )
-    groups = groupby(sorted(found), key=lambda item: item[0])
-    return [[TensorFile.open(path) for _, path in group] for _, group in groups]
 
 
 def _copy_rest(base: Path, folder: Path) -> None:
