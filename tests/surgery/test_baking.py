@@ -166,10 +166,10 @@ def test_the_names_of_a_unet_are_those_that_diffusers_reads_back(tmp_path):
 def test_attention_is_found_in_files_of_every_layout_and_nowhere_else():
     start = "model.diffusion_model."
     layers = {
-        f"{start}input_blocks.4.1.transformer_blocks.1.attn2": "down",  # SDXL
-        f"{start}middle_block.1.transformer_blocks.0.attn1": "mid",
-        f"{start}output_blocks.3.1.transformer_blocks.0.attn1": "up",
-        "up_blocks.1.attentions.0.transformer_blocks.0.attn2": "up",
+        f"{start}input_blocks.4.1.transformer_blocks.1.attn2": "down.1.0",  # SDXL
+        f"{start}middle_block.1.transformer_blocks.0.attn1": "mid.0",
+        f"{start}output_blocks.3.1.transformer_blocks.0.attn1": "up.1.0",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn2": "up.1.0",
     }
     others = [
         "first_stage_model.decoder.mid.attn_1.k",
