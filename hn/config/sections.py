@@ -53,7 +53,16 @@ class NetworkConfig:
     stop otherwise, use it all the same (its intermediate files never match), or leave it alone.
     """
     dims: tuple[int, ...] = ()
-    """Context widths to train; none given: every one the UNet has."""
+    """Context widths to train; none given: every one the UNet has, or its blocks to train."""
+    sides: Literal["both", "k", "v"] = "both"
+    """What reads through it: keys and values, or keys (k) or values (v) alone; the other side then
+    has no modules, and in the .pt such that add nothing."""
+    train_blocks: tuple[str, ...] = ()
+    """The blocks of the UNet that read through it, such as down.1 mid up, or single attentions,
+    such as up.1.0; none given: all. Other programs know no blocks: unless these are all with
+    attention of the widths in dims, there is no .pt."""
+    per_block: bool = False
+    """Give each of train_blocks (none given: each block of the UNet) modules of its own."""
     layer_structure: tuple[float, ...] = (1, 2, 1)
     """Layer widths as multiples of the context width, from 1 to 1."""
     activation_func: str = "mish"

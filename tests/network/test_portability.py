@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hn
-from hn.network import a1111, activations, container, files, portability
+from hn.network import a1111, activations, container, files, portability, sharing
 from hn.network.contents import Contents
 from hn.network.portability import Outcome
 from tests import golden
@@ -108,7 +108,7 @@ def test_what_is_said_to_be_refused_in_comfyui_is(state):
 @torch.no_grad()
 def test_mending_changes_no_output_and_never_harms(net):
     contents = Contents.of(net)
-    mended = portability.mended(contents)
+    mended = sharing.mended(contents)
     k, v = net(X, X)
     mended_k, mended_v = mended.build()(X, X)
     assert torch.equal(k, mended_k)
@@ -162,7 +162,7 @@ def test_a_plain_file_in_its_container(name):
 
 def test_what_we_write_runs_the_same(tmp_path):
     for source in STORED:
-        contents = portability.mended(files.read(source))
+        contents = sharing.mended(files.read(source))
         path = tmp_path / source.name
         files.write(contents, path)
         assert verdicts_of(path)["A1111"] is Outcome.SAME

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hn.diffusion.places import place_of
 from hn.diffusion.single_file.writing import entries_of, weights_of
 from hn.diffusion.strength import Choices
 from hn.diffusion.surgery.folding import Maps, maps_of
@@ -32,6 +33,8 @@ PARTS = {
     "down_blocks": "down", "mid_block": "mid", "up_blocks": "up",
 }  # fmt: skip
 _LAYER = re.compile(r"((?:model\.diffusion_model\.)?(\w+_blocks?)\.[\w.]*\.attn[12])\.to_k\.weight")
+_COUNTED = {"input_blocks": 1, "middle_block": 1, "output_blocks": 0}  # number of the first layer
+_DOWN = re.compile(r"\binput_blocks\.(\d+)\.0\.op\.weight")
 _READ = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
 _FOLDED = ("to_k.weight", "to_v.weight", "to_out.0.bias")
 _FOREIGN_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".h5")
@@ -57,9 +60,26 @@ def bake(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None = N
 
 
 def layers_in(names: Iterable[str]) -> dict[str, str]:
-    """The attention layers among the names of tensors, each with its part of the UNet."""
+    """The attention layers among the names of tensors, each with its place in the UNet."""
+    names = list(names)
+    step = min((int(found[1]) for name in names if (found := _DOWN.search(name))), default=3)
     found = (_LAYER.fullmatch(name) for name in names)
-    return {match[1]: PARTS[match[2]] for match in found if match and match[2] in PARTS}
+    return {
+        match[1]: _place_in(match[1], match[2], step)
+        for match in found
+        if match and match[2] in PARTS
+    }
+
+
+def _place_in(layer: str, blocks: str, step: int) -> str:
+    """The place of a layer; single files count all of a part's layers through, of which each block
+    has so many, with the one that changes the size.
+    """
+    if blocks not in _COUNTED:
+        return place_of(layer)
+    number = int(layer.partition(f"{blocks}.")[2].partition(".")[0]) - _COUNTED[blocks]
+    block = () if blocks == "middle_block" else (number // step,)
+    return ".".join(map(str, (PARTS[blocks], *block, number % step)))
 
 
 def fold_files(
@@ -69,22 +89,25 @@ def fold_files(
     home = {name: file for file in files for name in file.entries}
     layers = layers_in(home)
     _check(layers, home, where)
-    dims = {home[f"{layer}.to_k.weight"].entries[f"{layer}.to_k.weight"][1][1] for layer in layers}
-    maps = maps_of(stack, tuple(sorted(dims)))
+    available: dict[str, set[int]] = {}
+    for layer, place in layers.items():
+        name = f"{layer}.to_k.weight"
+        available.setdefault(place, set()).add(home[name].entries[name][1][1])
+    maps = maps_of(stack, available)
     changed: dict[str, Tensor] = {}
     worst = Exactness(0.0, 0.0)
-    for layer, block in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
-        new, exactness = _fold_layer(layer, block, home, maps, dtype)
+    for layer, place in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
+        new, exactness = _fold_layer(layer, place, home, maps, dtype)
         changed |= new
         worst = worst.worst(exactness)
     return changed, worst
 
 
 def _fold_layer(
-    layer: str, block: str, home: Mapping[str, TensorFile], maps: Maps, dtype: torch.dtype | None
+    layer: str, place: str, home: Mapping[str, TensorFile], maps: Maps, dtype: torch.dtype | None
 ) -> tuple[dict[str, Tensor], Exactness]:
     weights = LayerWeights(*(home[name].read(name) for name in _names(layer, _READ)))
-    both = maps(block, weights.dim)
+    both = maps(place, weights.dim)
     folded = weights.wide().fold(*both)
     stored = folded.stored(weights, dtype)
     values = (stored.to_k, stored.to_v, stored.bias)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from hn.diffusion.attention import attention_layers
-from hn.network.module import Stack, transform_context
+from hn.diffusion.places import place_of
+from hn.diffusion.strength import Choices, resolve
+from hn.network.module import transform_context
 
 WORDS = (
     ("a photo of", "a painting of", "a pencil sketch of", "a close-up of", "an illustration of"),
@@ -63,9 +65,11 @@ class Probe(Generic[Kept]):
     that they get: that is how much a mistake about them matters.
     """
 
-    def __init__(self, unet: Any, stack: Stack, make: Callable[[int, torch.device], Kept]) -> None:
+    def __init__(
+        self, unet: Any, stack: Choices, make: Callable[[int, torch.device], Kept]
+    ) -> None:
         self._layers = attention_layers(unet)
-        self._stack = stack
+        self._stacks = resolve(stack, None, map(place_of, self._layers))
         self._make = make
         self.notes = self._begun()
 
@@ -104,7 +108,7 @@ class Probe(Generic[Kept]):
     @torch.no_grad()
     def _note(self, name: str, layer: Any, hidden: Tensor, text: Tensor | None) -> None:
         context = hidden if text is None else text  # (B, T, D)
-        for_k, for_v = transform_context(context, self._stack)
+        for_k, for_v = transform_context(context, self._stacks[place_of(name)])
         added = {"k": for_k - context, "v": for_v - context}
         batch, tokens, _ = context.shape
         if text is None:
