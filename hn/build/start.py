@@ -16,7 +16,7 @@ from hn.diffusion.objective.problem import check_range
 from hn.diffusion.outline import Outline
 from hn.diffusion.text_encoder import check_clip_skip
 from hn.errors import ModelError, OptionError, shown
-from hn.network import files, portability, sidecar
+from hn.network import families, files, portability, sidecar
 from hn.network.contents import Contents
 from hn.network.module import Hypernetwork
 from hn.network.remote import locate
@@ -101,8 +101,10 @@ def _check_dims(dims: tuple[int, ...], known: tuple[int, ...], name: str, source
     unknown = [dim for dim in dims if dim not in known]
     if unknown:
         raise ModelError(
-            f"dims {unknown}{source} are not context widths of {name}; it has {known}: leave the "
-            "others out, or take the base model that they were made for"
+            f"dims {unknown}{source} are not context widths of {name}: it has "
+            f"{families.described(known)}, and {' '.join(map(str, dims))} are those of "
+            f"{families.made_for(dims)}. Leave {unknown} out, or take the base model that they "
+            "were made for"
         )
 
 

@@ -13,7 +13,6 @@ Where no gradient is wanted, what was made of a text is remembered for the next 
 context would recompute another graph.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +37,7 @@ from hn.diffusion.strength import (
     resolve,
 )
 from hn.errors import ModelError, OptionError
+from hn.network.families import check_pairing
 
 _uncompiled: Any = torch.compiler.disable  # its annotations know no functions
 _UNKNOWN_EXTRAS = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
@@ -56,12 +56,12 @@ def attach(
     """Make `unet` read through the `stack` until the result is detached, or left by `with`.
 
     A layer whose width no hypernetwork has keeps its context, as in the web UI; a width that no
-    layer has is warned about. Without a `kernel`, each layer keeps the one it has.
-    `transform_once=False` transforms the text in every layer, for comparison. `stack_projections`
-    computes keys and values of the text by few large products, for training; the UNet's weights
-    become views of their matrices. `follow` moves the hypernetworks to wherever the UNet computes,
-    in its precision. A strength that changes while denoising needs the `timesteps`, such as
-    `lambda: pipeline.scheduler.timesteps`.
+    layer has is warned about, a hypernetwork for another family of base models refused. Without a
+    `kernel`, each layer keeps the one it has. `transform_once=False` transforms the text in every
+    layer, for comparison. `stack_projections` computes keys and values of the text by few large
+    products, for training; the UNet's weights become views of their matrices. `follow` moves the
+    hypernetworks to wherever the UNet computes, in its precision. A strength that changes while
+    denoising needs the `timesteps`, such as `lambda: pipeline.scheduler.timesteps`.
 
     Raises `ModelError` if nothing fits the UNet or something is attached already, `OptionError` if
     xformers is asked for and missing, or `timesteps` are.
@@ -109,7 +109,7 @@ class Attachment:
         if is_scheduled(self.stack) and timesteps is None:
             raise OptionError("a strength with a schedule needs the timesteps of the denoising")
         check_layers(self._layers)
-        check_dims(self.stack, context_dims(unet))
+        check_pairing([net for net, _ in self.stack], context_dims(unet))
         self._before: dict[str, Any] = {}
         self._ours = {
             name: self._processor(name, layer.processor) for name, layer in self._layers.items()
@@ -275,21 +275,4 @@ def check_layers(layers: dict[str, Any]) -> None:
             raise ModelError(
                 f"the attention layer {name} has extras ({', '.join(extras) or 'residual'}) of "
                 "another kind of model; hypernetworks are for Stable Diffusion 1 and 2"
-            )
-
-
-def check_dims(stack: Choices, available: tuple[int, ...]) -> None:
-    """Warn of widths that a UNet lacks. Raises `ModelError` for one that has no other."""
-    for net, _ in stack:
-        unknown = sorted(set(net.dims) - set(available))
-        name = net.provenance.name or "the hypernetwork"
-        if len(unknown) == len(net.dims):
-            raise ModelError(
-                f"{name} has the widths {net.dims}, the UNet {available}: it is for another base "
-                "model"
-            )
-        if unknown:
-            warnings.warn(
-                f"{name}: the UNet has no attention of width {unknown}; they do nothing",
-                stacklevel=4,
             )

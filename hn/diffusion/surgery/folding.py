@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hn.diffusion.adapters import unet_of
-from hn.diffusion.attention import attention_layers, check_dims, check_layers, context_dims
+from hn.diffusion.attention import attention_layers, check_layers, context_dims
 from hn.diffusion.strength import Choices, is_scheduled, resolve
 from hn.diffusion.surgery.layer import LayerWeights
 from hn.errors import ModelError, OptionError
+from hn.network.families import check_pairing
 from hn.network.module import Stack
 from hn.network.surgery.affine import Affine, affine_of, check_linear
 
@@ -70,7 +71,7 @@ def maps_of(
             "hypernetwork instead"
         )
     check_linear([net for net, _ in stack], act, remedy)
-    check_dims(stack, available)
+    check_pairing([net for net, _ in stack], available)
     stacks: dict[str, Stack] = resolve(stack, None)
 
     @cache
