@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.noising import GUIDANCE_RESCALE
 from hn.storage import whole
 
 DRAWN_AT_ONCE = 4  # pictures
@@ -23,7 +24,8 @@ class Painter:
     """Draws the same prompts from the same noise every time, without touching any global generator.
 
     `contexts` (P, T, D) are those of the prompts, `negative` (1, T, D) is what guidance leads away
-    from, `size` is their width and height in pixels. Without a `scheduler`, the base model's own.
+    from, `size` is their width and height in pixels. Without a `scheduler`, the base model's own;
+    with zero terminal SNR the guidance is rescaled.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class Painter:
         self._base = base
         self._contexts = contexts
         self._negative = negative
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "width": size[0],
             "height": size[1],
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
         }
+        if base.zero_terminal_snr:
+            self._settings["guidance_rescale"] = GUIDANCE_RESCALE
         self._seed = seed
         self._progress = progress
         self._pipeline = bare_pipeline(base, scheduler or base.scheduler)
