@@ -24,7 +24,6 @@ from hn.build import summary
 from hn.build.observers import Observers
 from hn.config import Config
 from hn.data.cache.contexts import Contexts
-from hn.diffusion.denoiser import Condition
 from hn.errors import BUG, INTERRUPTED, DistributedError, StorageError, UserError
 from hn.hub.publisher import Publisher
 from hn.limits.processes import parse_duration
@@ -82,14 +81,12 @@ def train(
             with accelerator.accumulate(denoiser):
                 problem = objective.draw(batch.latents, batch.step, batch.slots, batch.loss_weights)
                 rng.seed_layers(config.training.seed, batch.step, batch.slots[0])
-                prediction, residual = denoiser(
-                    problem.noisy, problem.timesteps, Condition(batch.context)
-                )
+                prediction, residual = denoiser(problem.noisy, problem.timesteps, batch.condition)
                 loss = objective.loss(prediction, problem, residual)
                 accelerator.backward(loss)
                 guard.note(loss, batch)
                 reporter.add(loss)
-                observers.residuals.add(problem.noisy, problem.timesteps, batch.context)
+                observers.residuals.add(problem.noisy, problem.timesteps, batch.condition)
         norm = guard.clip(state.step)
         taken = guard.takes(state)  # else loss or gradient is not finite, somewhere
         if taken:

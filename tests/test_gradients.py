@@ -11,7 +11,7 @@ from hn.data.cache.contexts import Contexts
 from hn.data.pictures.images import load_examples
 from hn.data.words.prompts import Prompts
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.objective import Objective
 from hn.network.module import Hypernetwork
 from tests import caches
@@ -30,7 +30,7 @@ def _two_steps(base, batches, denoiser):
         optimizer.zero_grad()
         (batch,) = batches.at(step)
         problem = objective.draw(batch.latents, step, batch.slots)
-        prediction, residual = denoiser(problem.noisy, problem.timesteps, Condition(batch.context))
+        prediction, residual = denoiser(problem.noisy, problem.timesteps, batch.condition)
         objective.loss(prediction, problem, residual).backward()
         optimizer.step()
 

@@ -48,10 +48,10 @@ def pictures(tmp_path_factory):
 
 def test_contexts_of_several_lengths_are_joined(model):
     contexts = Contexts(BaseModel.load(str(model), prompt_syntax="webui"))
-    short, long = contexts.stack(["a star", "red, " * 35])
+    short, long = contexts.stack(["a star", "red, " * 35]).context
     assert short.shape == long.shape == (3 * 32, tiny.CONTEXT_DIM)
     assert (short[32:] == short[31]).all()
-    assert contexts.stack(["a star"]).shape == (1, 32, tiny.CONTEXT_DIM)
+    assert contexts.stack(["a star"]).context.shape == (1, 32, tiny.CONTEXT_DIM)
 
 
 def test_a_run_stopped_and_resumed_equals_one_that_was_not(model, pictures, tmp_path, capsys):

@@ -14,7 +14,7 @@ from hn.build.models import DTYPES
 from hn.build.start import Start
 from hn.config import Config
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.denoiser import Condition
+from hn.diffusion.condition import Condition
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
 from hn.diffusion.outline import Outline
 from hn.errors import OptionError
@@ -47,7 +47,8 @@ def hold(config: Config, name: str, tokens: int) -> tuple[Plan, int, int]:
     side = config.data.size[0] // base.downscaling
     batch = config.training.train_batch_size
     noisy, noise = torch.randn(2, batch, 4, side, side)
-    condition = Condition(torch.randn(batch, tokens, base.unet.config["cross_attention_dim"]))
+    width = base.unet.config["cross_attention_dim"]
+    condition = Condition(context=torch.randn(batch, tokens, width))
 
     def train() -> None:
         prediction, residual = denoiser(noisy, torch.full((batch,), 500), condition)

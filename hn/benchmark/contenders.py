@@ -11,7 +11,8 @@ from hn.benchmark.contender import Contender
 from hn.benchmark.loras import loras, stock
 from hn.benchmark.scene import Scene
 from hn.benchmark.webui import webui
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.plan import Plan
 
 REFERENCE = "webui"  # what ratios and differences are to
@@ -29,7 +30,7 @@ def own(
     denoiser = Denoiser(unet, network, plan=Plan(frozen_aware=frozen_aware), **features)
 
     def forward(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return denoiser(noisy, timesteps, Condition(context))[0]
+        return denoiser(noisy, timesteps, Condition(context=context))[0]
 
     return Contender(scene, forward, list(network.parameters()), network=network)
 

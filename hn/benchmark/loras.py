@@ -13,7 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from hn.benchmark.contender import Contender
 from hn.benchmark.scene import SEED, Scene
-from hn.diffusion.denoiser import Condition, predict
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import predict
 from hn.evaluation import lora
 
 RANK = 4
@@ -67,7 +68,7 @@ def loras(scene: Scene, rank: int | None = None) -> Contender:
         rank = lora.rank_of(unet, sum(p.numel() for p in scene.make_network().parameters()))
 
     def forward(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return predict(unet, noisy, timesteps, Condition(context))
+        return predict(unet, noisy, timesteps, Condition(context=context))
 
     return Contender(scene, forward, _added(scene, unet, rank))
 
@@ -77,7 +78,7 @@ def stock(scene: Scene) -> Contender:
     unet, encoders = scene.make_unet(), Encoders(scene)
 
     def forward(noisy: Tensor, timesteps: Tensor, _: Tensor) -> Tensor:
-        return predict(unet, noisy, timesteps, Condition(encoders()))
+        return predict(unet, noisy, timesteps, Condition(context=encoders()))
 
     frozen = list(encoders.parameters())
     return Contender(scene, forward, _added(scene, unet, RANK), frozen=frozen, loss_reads=2)

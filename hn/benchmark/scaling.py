@@ -84,7 +84,8 @@ def measure(unet: Path, side: int, batch: int) -> Measured:
     from torch.nn.parallel import DistributedDataParallel
 
     from hn.diffusion.attention import context_dims
-    from hn.diffusion.denoiser import Condition, Denoiser
+    from hn.diffusion.condition import Condition
+    from hn.diffusion.denoiser import Denoiser
     from hn.network.module import Hypernetwork
 
     torch.set_num_threads(1)
@@ -99,7 +100,7 @@ def measure(unet: Path, side: int, batch: int) -> Measured:
 
     def step(exchange: bool) -> None:
         with nullcontext() if exchange else denoiser.no_sync():
-            denoiser(noisy, timesteps, Condition(context))[0].square().mean().backward()
+            denoiser(noisy, timesteps, Condition(context=context))[0].square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -31,7 +31,8 @@ from hn.config import Config
 from hn.data.cache.caching import Cache
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.errors import DataError, OptionError
 from hn.evaluation import paired, range_test
 from hn.evaluation.course import Course

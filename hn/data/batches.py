@@ -15,6 +15,7 @@ from hn.data.cache.index import Index
 from hn.data.cache.latents import Latents
 from hn.data.order import Order
 from hn.data.words.prompts import Prompts
+from hn.diffusion.condition import Condition
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Batch:
     pictures: list[int]
     prompts: list[str]
     latents: Tensor  # (B, C, h, w)
-    context: Tensor  # (B, T, D)
+    condition: Condition
     loss_weights: Tensor | None = None  # (B, 1, h, w)
 
 
@@ -106,7 +107,7 @@ class Batches:
             pictures=pictures,
             prompts=prompts,
             latents=self._latents.samples(pictures, variants, step, slots),
-            context=self._contexts.stack(prompts),
+            condition=self._contexts.stack(prompts),
             loss_weights=self._latents.weights(pictures, variants),
         )
         self._latents.index.let_go()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hn.diffusion import sharding
 from hn.diffusion.attention import context_dims
+from hn.diffusion.condition import Condition
 from hn.diffusion.layout import is_single_file
 from hn.diffusion.memory.quantisation import Quantisation, check_device, store_in_float8
 from hn.diffusion.noising import has_zero_terminal_snr, prediction_of, settle
@@ -211,9 +212,9 @@ class BaseModel:
             self.vae.to("cpu")
         return [Image.fromarray(picture.numpy()) for picture in values.permute(0, 2, 3, 1).cpu()]
 
-    def encode_prompts(self, prompts: list[str]) -> list[Tensor]:
-        """The context (T, D) of each prompt; `stack_contexts` joins different lengths."""
-        return self.text_encoder.encode(prompts)
+    def encode_prompts(self, prompts: list[str]) -> list[Condition]:
+        """What each prompt says, for one picture; `Condition.join` joins different lengths."""
+        return [Condition(context=it[None]) for it in self.text_encoder.encode(prompts)]
 
 
 def _load_vae(name: str) -> AutoencoderKL:

@@ -4,7 +4,7 @@
 would not be averaged between processes, without an error.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,18 +13,11 @@ from torch import Tensor, nn
 
 from hn.diffusion.attention import Attachment, attach
 from hn.diffusion.compiled import CompiledBlocks
+from hn.diffusion.condition import Condition
 from hn.diffusion.kernels import Kernel
 from hn.diffusion.memory.plan import Arrangement, Plan, blocks_of
 from hn.diffusion.residuals import Residuals
-from hn.diffusion.transfer import send
 from hn.network.module import Hypernetwork
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a picture is described by: the text encoder's `context` (B, T, D)."""
-
-    context: Tensor
 
 
 class Denoiser(nn.Module):
@@ -118,11 +111,11 @@ def predict(
 ) -> Tensor:
     """The prediction (B, C, h, w) of a UNet, in its own dtype, with what is attached to it.
 
-    The host does not wait until the context is on the device: it would for all that is queued.
+    The host does not wait until the condition is on the device: it would for all that is queued.
     """
     return unet(
         noisy.to(unet.dtype),
         timesteps,
-        encoder_hidden_states=send(condition.context, noisy.device, unet.dtype),
+        **condition.arguments(noisy.device, unet.dtype),
         return_dict=False,
     )[0]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.condition import Condition
 from hn.diffusion.noising import GUIDANCE_RESCALE
 from hn.storage import whole
 
@@ -23,16 +24,16 @@ _TEXT_HEIGHT = 12
 class Painter:
     """Draws the same prompts from the same noise every time, without touching any global generator.
 
-    `contexts` (P, T, D) are those of the prompts, `negative` (1, T, D) is what guidance leads away
-    from, `size` is their width and height in pixels. Without a `scheduler`, the base model's own;
-    with zero terminal SNR the guidance is rescaled.
+    `prompts` are P, `negative` is the one that guidance leads away from, `size` is width and height
+    in pixels. Without a `scheduler`, the base model's own; with zero terminal SNR the guidance is
+    rescaled.
     """
 
     def __init__(
         self,
         base: BaseModel,
-        contexts: Tensor,
-        negative: Tensor,
+        prompts: Condition,
+        negative: Condition,
         *,
         size: tuple[int, int],
         steps: int,
@@ -42,7 +43,7 @@ class Painter:
         progress: bool = False,
     ) -> None:
         self._base = base
-        self._contexts = contexts
+        self._prompts = prompts
         self._negative = negative
         self._settings: dict[str, Any] = {
             "width": size[0],
@@ -66,17 +67,17 @@ class Painter:
 
     def _parts(self) -> Iterator[Tensor]:
         """Latents of as many pictures as are drawn at once."""
-        starts = range(0, len(self._contexts), DRAWN_AT_ONCE)
+        starts = range(0, len(self._prompts), DRAWN_AT_ONCE)
         for start in tqdm(starts, "drawing", leave=False, disable=not self._progress):
-            yield self._draw(range(start, min(start + DRAWN_AT_ONCE, len(self._contexts))))
+            yield self._draw(range(start, min(start + DRAWN_AT_ONCE, len(self._prompts))))
 
     @torch.no_grad()
     def _draw(self, rows: range) -> Tensor:
         dtype, device = self._base.unet.dtype, self._base.device
-        contexts = self._contexts[rows.start : rows.stop].to(device, dtype)
+        prompts = self._prompts[rows.start : rows.stop].context.to(device, dtype)
         return self._pipeline(
-            prompt_embeds=contexts,
-            negative_prompt_embeds=self._negative.to(device, dtype).expand_as(contexts),
+            prompt_embeds=prompts,
+            negative_prompt_embeds=self._negative.context.to(device, dtype).expand_as(prompts),
             generator=[torch.Generator().manual_seed(self._seed + row) for row in rows],
             output_type="latent",
             **self._settings,

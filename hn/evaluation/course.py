@@ -10,7 +10,7 @@ from hn import rng
 from hn.config import OptimizerConfig
 from hn.data.batches import Batches
 from hn.data.streaming.batches import StreamedBatches
-from hn.diffusion.denoiser import Condition
+from hn.diffusion.condition import Condition
 from hn.diffusion.objective import Objective
 from hn.training import optimizers
 from hn.training.schedule import Schedule
@@ -45,9 +45,7 @@ class Course:
                     batch.latents, batch.step, batch.slots, batch.loss_weights
                 )
                 rng.seed_layers(self.seed, batch.step, batch.slots[0])
-                prediction, residual = forward(
-                    problem.noisy, problem.timesteps, Condition(batch.context)
-                )
+                prediction, residual = forward(problem.noisy, problem.timesteps, batch.condition)
                 loss = self.objective.loss(prediction, problem, residual)
                 (loss / self.batches.layout.accumulation).backward()
             self._clip(parameters, step)

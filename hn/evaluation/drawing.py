@@ -46,7 +46,7 @@ class Studio:
         """So many pictures of each prompt, each from noise of its own."""
         validation = self.config.validation
         context = self.contexts.stack([*prompts, validation.validation_negative_prompt])
-        repeated = context[:-1].repeat_interleave(seeds, 0)
+        repeated = context[:-1].repeat(seeds)
         pictures: list[Image.Image] = []
         starts = range(0, len(repeated), DRAWN_AT_ONCE)
         for start in tqdm(starts, what, leave=False):

@@ -16,7 +16,7 @@ from hn import rng
 from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.denoiser import Condition
+from hn.diffusion.condition import Condition
 from hn.evaluation.intervals import Interval, of_mean
 
 BANDS = 4  # parts of the timesteps that are reported apart
@@ -116,8 +116,8 @@ def draw(pictures: Pictures, rows: list[int], draws: int, base: BaseModel, seed:
     timesteps = timesteps_of(parts, draws, len(base.alphas_cumprod), generators)
     noisy = objective.add_noise(latents, noise, timesteps, base.alphas_cumprod)
     target = objective.target(latents, noise, timesteps, base.alphas_cumprod, base.prediction)
-    context = pictures.contexts.stack([pictures.prompts[number] for number in numbers])
-    return Draws(noisy, target, timesteps, Condition(context))
+    condition = pictures.contexts.stack([pictures.prompts[number] for number in numbers])
+    return Draws(noisy, target, timesteps, condition)
 
 
 def timesteps_of(

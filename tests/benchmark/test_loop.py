@@ -10,7 +10,8 @@ from hn.benchmark.loop import Loop
 from hn.benchmark.ops import Ops
 from hn.benchmark.scene import build_scene
 from hn.config import ObjectiveConfig
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.objective import Objective
 from tests import runs
 
@@ -56,7 +57,7 @@ def test_a_step_that_does_not_report_waits_for_nothing(model, pictures, tmp_path
     """But on a CPU, where it costs nothing, the guard reads the norm before the step, not after."""
     more = _more_syncs(model, pictures, tmp_path, "cpu")
     places = {sync.rpartition(":")[0]: number for sync, number in more.items()}
-    assert places == {"tolist at hn/training/readings.py": 2}
+    assert places == {"tolist at hn/training/watching/readings.py": 2}
 
 
 @pytest.mark.gpu
@@ -75,7 +76,9 @@ def test_what_is_copied_to_the_device_is_not_waited_for():
     context = torch.randn(1, scene.shape.tokens, 96)
     with Ops("meta") as ops:
         problem = objective.draw(torch.randn(1, 4, 4, 4), 0, [0])
-        prediction, residual = denoiser(problem.noisy, problem.timesteps, Condition(context))
+        prediction, residual = denoiser(
+            problem.noisy, problem.timesteps, Condition(context=context)
+        )
         objective.loss(prediction, problem, residual).backward()
     assert ops.count > 1000
     assert ops.syncs == []

@@ -15,6 +15,7 @@ from hn.data.pictures.framing import Framing, to_tensor
 from hn.data.pictures.images import examples, read_folder
 from hn.data.words.prompts import Prompts
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.condition import Condition
 from hn.diffusion.text_encoder import AT_ONCE
 from hn.errors import NumericsError
 from tests import caches, golden
@@ -68,7 +69,7 @@ def assert_equal(batch, other):
     )
     assert torch.equal(batch.latents, other.latents)
     assert torch.equal(batch.loss_weights, other.loss_weights)
-    assert torch.equal(batch.context, other.context)
+    assert torch.equal(batch.condition.context, other.condition.context)
 
 
 def drawn(batches, steps):
@@ -161,7 +162,8 @@ def test_every_variant_is_drawn(make_batches, make_latents):
 
 def test_the_context_is_that_of_the_prompts(base, make_batches):
     batch = next(make_batches().at(0))
-    torch.testing.assert_close(batch.context, torch.stack(base.encode_prompts(batch.prompts)))
+    expected = Condition.join(base.encode_prompts(batch.prompts))
+    torch.testing.assert_close(batch.condition.context, expected.context)
 
 
 def test_deterministic_latents_are_the_mean(make_latents):
@@ -282,8 +284,8 @@ def test_each_prompt_is_encoded_once(base):
     stacked = known.stack(["b", "c", "b"])
     hook.remove()
     assert rows == [AT_ONCE, AT_ONCE]  # always, so that none changes another
-    expected = torch.stack(base.encode_prompts(["b", "c"]))
-    torch.testing.assert_close(stacked, expected[[0, 1, 0]])
+    expected = Condition.join(base.encode_prompts(["b", "c"])).context
+    torch.testing.assert_close(stacked.context, expected[[0, 1, 0]])
 
 
 def test_old_contexts_are_forgotten_and_encoded_again(base, monkeypatch):
@@ -293,4 +295,4 @@ def test_old_contexts_are_forgotten_and_encoded_again(base, monkeypatch):
     first = kept.stack(["a", "b"])
     kept.stack(["c", "d", "e"])
     assert list(kept._known) == ["c", "d", "e"]
-    assert torch.equal(kept.stack(["a", "b", "c", "d"])[:2], first)
+    assert torch.equal(kept.stack(["a", "b", "c", "d"])[:2].context, first.context)

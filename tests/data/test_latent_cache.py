@@ -19,6 +19,7 @@ from hn.data.cache.store import Store
 from hn.data.cache.workers import Workers
 from hn.data.pictures.images import read_folder
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.condition import Condition
 from hn.errors import DataError, NumericsError
 from tests import caches, runs, tiny
 
@@ -218,7 +219,8 @@ def test_prompts_are_encoded_once_for_all_runs(base, tmp_path):
     found = Contexts(base, Store(tmp_path)).stack(["a heart", ""])
     hook.remove()
     assert not rows
-    torch.testing.assert_close(found, torch.stack(base.encode_prompts(["a heart", ""])))
+    expected = Condition.join(base.encode_prompts(["a heart", ""]))
+    torch.testing.assert_close(found.context, expected.context)
 
 
 def killed_at(base, monkeypatch, limit):

@@ -184,7 +184,7 @@ def test_batches_go_on_after_any_of_them_to_the_same_bits(base, tmp_path):
         resumed.restore(state)
         for batch, other in zip(resumed.at(step + 1), expected[step + 1], strict=True):
             assert torch.equal(batch.latents, other.latents)
-            assert torch.equal(batch.context, other.context)
+            assert torch.equal(batch.condition.context, other.condition.context)
             assert (batch.prompts, batch.pictures) == (other.prompts, other.pictures)
         assert resumed.state() == states[step + 1]
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import hn
 from hn.diffusion.attention import context_dims
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.kernels import sdpa
 from hn.diffusion.processor import HypernetworkAttention
 from hn.errors import ModelError, OptionError
@@ -147,7 +148,7 @@ def gradients(unet, net, **settings):
     net.train().zero_grad()
     denoiser = Denoiser(unet, net, **settings)
     noisy, timesteps, context = make_inputs()
-    out, _ = denoiser(noisy, timesteps, Condition(context))
+    out, _ = denoiser(noisy, timesteps, Condition(context=context))
     loss = (out - noisy).square().mean()
     loss.backward()
     denoiser.attachment.detach()
@@ -215,7 +216,7 @@ def test_only_the_hypernetwork_is_trained(unet):
     net = make_net()
     denoiser = Denoiser(unet.requires_grad_(True), net)
     noisy, timesteps, context = make_inputs()
-    denoiser(noisy, timesteps, Condition(context))[0].square().sum().backward()
+    denoiser(noisy, timesteps, Condition(context=context))[0].square().sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in unet.parameters())
     assert {id(p) for p in denoiser.parameters()} == {id(p) for p in net.parameters()}
     assert set(denoiser.state_dict()) == {f"hypernetwork.{key}" for key in net.state_dict()}

@@ -5,7 +5,8 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.errors import OptionError
 from tests import runs
 from tests.diffusion.test_adapters import SMALL
@@ -43,7 +44,7 @@ def make(backend, **changes):
 def gradients(denoiser, batch=2):
     noisy, timesteps, context = (x[:batch] for x in make_inputs())
     torch.manual_seed(5)
-    prediction, _ = denoiser(noisy, timesteps, Condition(context))
+    prediction, _ = denoiser(noisy, timesteps, Condition(context=context))
     denoiser.hypernetwork.zero_grad()
     (prediction - noisy).square().mean().backward()
     found = [p.grad for p in denoiser.hypernetwork.parameters()]
@@ -58,7 +59,7 @@ def test_gradients_are_those_without_and_dropout_draws_the_same():
     assert frames >= 4
     with torch.no_grad():  # a preview compiles nothing
         noisy, timesteps, context = (torch.cat([x, x]) for x in make_inputs())
-        compiled(noisy, timesteps, Condition(context))
+        compiled(noisy, timesteps, Condition(context=context))
     assert torch._dynamo.utils.counters["frames"]["ok"] == frames
 
 

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hn.benchmark.memory import PeakMemory
 from hn.diffusion.attention import context_dims
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.choice import choose, climb
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
 from hn.diffusion.memory.quantisation import store_in_float8, stored_nbytes
@@ -51,7 +52,7 @@ def step(unet, plan, dtype=torch.float32, precision=None, wrap=lambda module: mo
     wrapped = wrap(denoiser)
     torch.manual_seed(2)
     noisy = torch.randn(2, 4, 8, 8).to(dtype)
-    condition = Condition(torch.randn(2, 7, tiny.CONTEXT_DIM).to(dtype))
+    condition = Condition(context=torch.randn(2, 7, tiny.CONTEXT_DIM).to(dtype))
     with PeakMemory() as held:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
             prediction, _ = wrapped(noisy, torch.tensor([3, 700]), condition)
@@ -108,7 +109,7 @@ def test_what_is_not_frozen_or_not_as_in_stable_diffusion_stays_as_it_is(unet):
     net = Hypernetwork.create(tiny.DIMS, activation_func="mish", seed=1).train()
     denoiser = Denoiser(unet, net, plan=Plan(frozen_aware=True))
     unet.conv_out.weight.requires_grad_(True)
-    condition = Condition(torch.randn(1, 7, tiny.CONTEXT_DIM))
+    condition = Condition(context=torch.randn(1, 7, tiny.CONTEXT_DIM))
     denoiser(torch.randn(1, 4, 8, 8), torch.tensor([3]), condition)[0].sum().backward()
     assert unet.conv_out.weight.grad is not None
     unet.requires_grad_(False).conv_out.weight.grad = None

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hn
-from hn.diffusion.denoiser import Condition, Denoiser, predict
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser, predict
 from tests.diffusion import test_attention as attention
 from tests.diffusion.test_attention import (
     assert_same_gradients,
@@ -39,7 +40,7 @@ def test_gradients_are_those_of_double_precision(checkpointing):
     net = make_net().double().train()
     denoiser = Denoiser(exact, net, stack_projections=False)
     noisy, timesteps, context = inputs
-    (denoiser(noisy, timesteps, Condition(context))[0] - noisy).square().mean().backward()
+    (denoiser(noisy, timesteps, Condition(context=context))[0] - noisy).square().mean().backward()
     expected = joined({name: p.grad for name, p in net.named_parameters()})
     errors = {}
     for stacked in (False, True):
@@ -193,6 +194,6 @@ def autocast_gradients(unet, net):
     """Gradients and output with autocast around everything."""
     noisy, timesteps, context = make_inputs(unet.dtype)
     with hn.attach(unet, [(net.train(), 1.0)], kernel="sdpa", stack_projections=True):
-        out = predict(unet, noisy, timesteps, Condition(context))
+        out = predict(unet, noisy, timesteps, Condition(context=context))
     (out - make_inputs()[0]).square().mean().backward()
     return {name: p.grad for name, p in net.named_parameters()}, out.detach()

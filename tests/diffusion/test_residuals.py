@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.network.module import Hypernetwork
 from tests import tiny
 
@@ -18,7 +19,7 @@ def make(**settings):
     ).train()
     draw = torch.Generator().manual_seed(1)
     noisy = torch.randn(2, 4, 8, 8, generator=draw)
-    condition = Condition(torch.randn(2, 7, tiny.CONTEXT_DIM, generator=draw))
+    condition = Condition(context=torch.randn(2, 7, tiny.CONTEXT_DIM, generator=draw))
     return Denoiser(unet, net, note_residuals=True, **settings), net, noisy, condition
 
 

@@ -10,7 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import hn
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.denoiser import Condition, predict
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import predict
 from hn.diffusion.single_file.reading import load_vae
 from hn.diffusion.single_file.vocabulary import build_tokenizer
 from hn.diffusion.surgery.single_file import TEXT, Names
@@ -85,11 +86,11 @@ def file(folder):
 def answers(base):
     """What its parts compute: contexts, latents, a prediction."""
     draw = torch.Generator().manual_seed(1)
-    contexts = torch.stack(base.encode_prompts(PROMPTS))
+    contexts = Condition.join(base.encode_prompts(PROMPTS)).context
     latents = base.encode_images(torch.rand(2, 3, 64, 64, generator=draw) * 2 - 1).mean
     with torch.no_grad():
         noisy = torch.randn(2, base.unet.config["in_channels"], 8, 8, generator=draw)
-        prediction = predict(base.unet, noisy, torch.tensor([5, 900]), Condition(contexts))
+        prediction = predict(base.unet, noisy, torch.tensor([5, 900]), Condition(context=contexts))
     return contexts, latents, prediction
 
 

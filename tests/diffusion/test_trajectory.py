@@ -14,7 +14,8 @@ from hn import build
 from hn.build.start import Start
 from hn.config import Config, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from hn.diffusion import objective
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.training import optimizers
 from hn.training.keeping import adoption
 from hn.training.watching.guard import Guard
@@ -107,7 +108,7 @@ def micro_loss(denoiser: Denoiser, inputs: dict[str, Tensor], number: int) -> Te
         weights=objective.timestep_weights(alphas, "epsilon", ObjectiveConfig())[timesteps],
         loss_weights=inputs.get(f"{number:03}/loss_weight"),
     )
-    prediction, residual = denoiser(problem.noisy, problem.timesteps, Condition(context))
+    prediction, residual = denoiser(problem.noisy, problem.timesteps, Condition(context=context))
     plain = objective.Objective(ObjectiveConfig(), alphas, "epsilon")
     return plain.loss(prediction, problem, residual)
 
@@ -237,7 +238,7 @@ def test_the_last_bias_of_k_has_no_gradient_in_double_precision(unet):
     net = run.start.hypernetwork.double().train()
     latents, context = (run.inputs[f"000/{key}"].double() for key in ("latents", "context"))
     denoiser = Denoiser(exact.double(), net)
-    denoiser(latents, run.inputs["000/t"], Condition(context))[0].square().mean().backward()
+    denoiser(latents, run.inputs["000/t"], Condition(context=context))[0].square().mean().backward()
     gradients = {name.removeprefix("pairs."): p.grad for name, p in net.named_parameters()}
     zero = last_k_bias(net)
     assert all(gradients[key].abs().max() < 1e-15 for key in zero)

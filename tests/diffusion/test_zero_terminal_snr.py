@@ -106,17 +106,15 @@ def test_a_loss_at_the_end_is_finite(base):
 
 def test_previews_are_those_of_diffusers_as_it_is_told_to_draw(saying, base):
     """From the last timestep on, with the guidance rescaled; latents as its own pipeline's."""
-    context = torch.stack(base.encode_prompts(["a star", ""]))
-    painter = Painter(
-        base, context[:1], context[1:], size=(16, 16), steps=3, guidance_scale=7.0, seed=4
-    )
+    prompt, negative = base.encode_prompts(["a star", ""])
+    painter = Painter(base, prompt, negative, size=(16, 16), steps=3, guidance_scale=7.0, seed=4)
     pipe: Any = StableDiffusionPipeline.from_pretrained(saying)
     scheduler = pipe.scheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     pipe.register_modules(scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
     drawn = pipe(
-        prompt_embeds=context[:1],
-        negative_prompt_embeds=context[1:],
+        prompt_embeds=prompt.context,
+        negative_prompt_embeds=negative.context,
         generator=torch.Generator().manual_seed(4),
         output_type="latent",
         num_inference_steps=3,
@@ -135,9 +133,9 @@ def test_samplers_begin_without_signal_or_are_refused(base, name):
             make_scheduler(name, base.scheduler)
         return
     scheduler = make_scheduler(name, base.scheduler)
-    context = torch.stack(base.encode_prompts(["a star"]))
+    prompt, negative = base.encode_prompts(["a star", ""])
     drawn = Painter(
-        base, context, context * 0, size=(16, 16), steps=3, guidance_scale=3.0, seed=1,
+        base, prompt, negative, size=(16, 16), steps=3, guidance_scale=3.0, seed=1,
         scheduler=scheduler,
     ).latents()  # fmt: skip
     assert scheduler.timesteps[0] == 999

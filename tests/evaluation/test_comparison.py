@@ -6,7 +6,6 @@ import torch
 from hn import launch
 from hn.build.compared import Compared, build_course, flags_of
 from hn.build.evaluated import build_evaluated
-from hn.diffusion.denoiser import Condition
 from hn.errors import OptionError
 from hn.evaluation import lora
 from hn.evaluation.bench import Options
@@ -58,7 +57,7 @@ def test_the_course_has_the_problems_of_the_run(run, opened):
     for batch in course.batches.at(0):
         problem = course.objective.draw(batch.latents, 0, batch.slots, batch.loss_weights)
         with torch.no_grad():
-            prediction = predict(problem.noisy, problem.timesteps, Condition(batch.context))
+            prediction = predict(problem.noisy, problem.timesteps, batch.condition)
         losses.append(float(course.objective.loss(prediction, problem, torch.zeros(()))))
     assert len(losses) == 2
     assert sum(losses) / 2 == pytest.approx(runs.losses(run)[0], rel=1e-5)

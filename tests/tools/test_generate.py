@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import hn
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.condition import Condition
 from hn.diffusion.generation import infotext
 from hn.diffusion.generation.samplers import SAMPLERS, make_scheduler
 from hn.diffusion.pipeline import Painter
@@ -182,10 +183,11 @@ def test_samplers_draw_the_same_twice_and_keep_what_the_model_predicts(velocity,
     scheduler = make_scheduler(name, velocity.scheduler)
     assert scheduler.config["prediction_type"] == "v_prediction"
     assert scheduler.config["beta_end"] == 0.012
-    context = velocity.encode_prompts(["a star"])[0][None]
+    prompt = velocity.encode_prompts(["a star"])[0]
+    negative = Condition(context=prompt.context * 0)
     settings = {"size": (16, 16), "steps": 4, "guidance_scale": 3.0, "seed": 1}
     pictures = [
-        Painter(velocity, context, context * 0, scheduler=scheduler, **settings).draw()[0]
+        Painter(velocity, prompt, negative, scheduler=scheduler, **settings).draw()[0]
         for _ in range(2)
     ]
     assert pictures[0].tobytes() == pictures[1].tobytes()

@@ -14,7 +14,7 @@ from hn.data.streaming.chunks import Decoder, Progress, Ready
 from hn.data.streaming.prefetch import ahead
 from hn.data.streaming.samples import Sample
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.text_encoder import stack_contexts
+from hn.diffusion.condition import Condition
 from hn.errors import NumericsError
 
 DECODED = 4  # micro-batches that wait
@@ -95,14 +95,13 @@ class StreamedBatches:
             latents = latents + moments.std * torch.stack(noise)
         self._names |= {it.content: it.name for it in ready.samples}
         weights = [it.weights for it in ready.samples if it.weights is not None]
-        contexts = [context.cpu() for context in self._base.encode_prompts(ready.prompts)]
         return Batch(
             step=ready.step,
             slots=ready.slots,
             pictures=[it.content for it in ready.samples],
             prompts=ready.prompts,
             latents=latents,
-            context=stack_contexts(contexts),
+            condition=Condition.join(self._base.encode_prompts(ready.prompts)).to("cpu"),
             loss_weights=torch.stack(weights) if weights else None,
         )
 

@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 import hn
 from hn import demo
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.condition import Condition
 from hn.diffusion.generation import infotext
 from hn.diffusion.generation.samplers import make_scheduler
 from hn.diffusion.generation.settings import GenerationSettings
 from hn.diffusion.pipeline import Painter, bare_pipeline, grid, save_picture
 from hn.diffusion.tags import ENDINGS, Tags, find_hypernetwork, parse_prompt_tags, write_tag
-from hn.diffusion.text_encoder import stack_contexts
 from hn.errors import ModelError, OptionError, shown
 from hn.storage import prove_writable
 
@@ -70,11 +69,11 @@ class Generator:
         rows, labels, settings = [], [], self._settings
         bar = tqdm(total=settings.pictures, desc="draw", unit="picture")
         for number, subject in enumerate(self.subjects, 1):
-            contexts = self._contexts(subject)
+            conditions = self._conditions(subject)
             for seed in settings.seeds:
                 row = []
                 for strength in settings.strengths:
-                    row.append(self._draw(subject, contexts, seed, strength))
+                    row.append(self._draw(subject, conditions, seed, strength))
                     text = self._infotext(subject, seed, strength, row[-1].size)
                     save_picture(row[-1], self._path(number, seed, strength), parameters=text)
                     bar.update()
@@ -134,19 +133,21 @@ class Generator:
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
 
-    def _contexts(self, subject: Subject) -> Tensor:
-        """The contexts of the negative and of the prompt (2, T, D)."""
+    def _conditions(self, subject: Subject) -> Condition:
+        """Of the negative and of the prompt."""
         prompts = [self._settings.negative_prompt, subject.text]
-        return stack_contexts(self._base.encode_prompts(prompts))
+        return Condition.join(self._base.encode_prompts(prompts))
 
-    def _draw(self, subject: Subject, contexts: Tensor, seed: int, strength: float) -> Image.Image:
+    def _draw(
+        self, subject: Subject, conditions: Condition, seed: int, strength: float
+    ) -> Image.Image:
         names, strengths = zip(*subject.at(strength), strict=True) if subject.stack else ((), ())
         hn.set_hypernetworks(self._pipe, names, strengths)
         settings = self._settings
         painter = Painter(
             self._base,
-            contexts[1:],
-            contexts[:1],
+            conditions[1:],
+            conditions[:1],
             size=settings.size or self._own_size(),
             steps=settings.steps,
             guidance_scale=settings.guidance_scale,

@@ -18,7 +18,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hn.benchmark.memory import PeakMemory
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import Quantisation, store_in_float8
 from hn.network.description import HypernetworkConfig
@@ -83,7 +84,7 @@ def inputs(step: Step, unet: UNet2DConditionModel) -> tuple[Tensor, Tensor, Cond
         channels, width = unet.config["in_channels"], unet.config["cross_attention_dim"]
         noisy = torch.empty(step.batch, channels, step.height, step.width)
         context = torch.empty(step.batch, step.tokens, width, dtype=step.dtype)
-        return noisy, torch.empty(step.batch, dtype=torch.long), Condition(context)
+        return noisy, torch.empty(step.batch, dtype=torch.long), Condition(context=context)
 
 
 @lru_cache(maxsize=1)

@@ -15,11 +15,11 @@ from hn.demo.pictures import caption, sample_scene
 from hn.diffusion import objective
 from hn.diffusion.attention import attach
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.denoiser import Condition, predict
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import predict
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.surgery.options import FEWEST, ProbeOptions
 from hn.diffusion.surgery.probing import PROMPTS, WORDS, Kept, Probe
-from hn.diffusion.text_encoder import stack_contexts
 from hn.network.module import Hypernetwork
 
 DRAWN = 16  # prompts; others are looked at once
@@ -61,7 +61,9 @@ class Sitting:
         probe, found = Probe(self.base.unet, stack, make), []
         with attach(self.base.unet, stack), probe.noting():
             for painter, texts, seed in zip(self._painters, self._texts, SEEDS, strict=True):
-                self._look(painter.latents(), self._contexts(texts), seed)
+                latents = painter.latents()
+                if texts:
+                    self._look(latents, self._conditions(texts), seed)
                 found.append(probe.taken())
         return Seen(*found)
 
@@ -70,39 +72,39 @@ class Sitting:
         return self._painters[1].draw()
 
     @torch.no_grad()
-    def _look(self, latents: Tensor, texts: Tensor, seed: int) -> None:
-        """One forward of each text (N, T, D), with any of the latents (P, C, h, w)."""
+    def _look(self, latents: Tensor, texts: Condition, seed: int) -> None:
+        """One forward of each text, with any of the latents (P, C, h, w)."""
         base, generator = self.base, torch.Generator().manual_seed(seed)
         for start in tqdm(range(0, len(texts), AT_ONCE), "looking", leave=False):
-            context = texts[start : start + AT_ONCE]
-            rows = torch.randint(len(latents), (len(context),), generator=generator)
+            condition = texts[start : start + AT_ONCE]
+            rows = torch.randint(len(latents), (len(condition),), generator=generator)
             timesteps = torch.randint(
-                len(base.alphas_cumprod), (len(context),), generator=generator
+                len(base.alphas_cumprod), (len(condition),), generator=generator
             )
             clean = latents[rows.to(latents.device)].float().cpu()
             noise = torch.randn(clean.shape, generator=generator)
             noisy = objective.add_noise(clean, noise, timesteps, base.alphas_cumprod)
             device = base.device
-            predict(base.unet, noisy.to(device), timesteps.to(device), Condition(context))
+            predict(base.unet, noisy.to(device), timesteps.to(device), condition)
 
-    def _contexts(self, prompts: Sequence[str]) -> Tensor:
-        """The contexts (N, T, D) of prompts; perhaps none."""
+    def _conditions(self, prompts: Sequence[str]) -> Condition:
+        """Of these prompts."""
         starts = range(0, len(prompts), AT_ONCE)
         found = [
-            context
+            condition
             for start in tqdm(starts, "encoding prompts", leave=False, delay=1)
-            for context in self.base.encode_prompts([*prompts[start : start + AT_ONCE]])
+            for condition in self.base.encode_prompts([*prompts[start : start + AT_ONCE]])
         ]
-        return stack_contexts(found) if found else torch.empty(0)
+        return Condition.join(found)
 
     def _painter(self, prompts: Sequence[str], seed: int) -> Painter:
         options, base = self._options, self.base
-        contexts = self._contexts([*prompts, ""])
+        conditions = self._conditions([*prompts, ""])
         side = base.unet.config["sample_size"] * base.downscaling
         return Painter(
             base,
-            contexts[:-1],
-            contexts[-1:],
+            conditions[:-1],
+            conditions[-1:],
             size=options.size or (side, side),
             steps=options.steps,
             guidance_scale=options.guidance_scale,

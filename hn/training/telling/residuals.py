@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hn.diffusion.denoiser import Condition, Denoiser
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import Denoiser
 from hn.network.module import Hypernetwork
 from hn.training.state import TrainingState
 from hn.training.telling.reporter import Reporter
@@ -78,13 +79,13 @@ class Residuals:
         self._denoiser = denoiser
         self._every = every
         self._reporter = reporter
-        self._batches: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=BATCHES)
+        self._batches: deque[tuple[Tensor, Tensor, Condition]] = deque(maxlen=BATCHES)
         self._measured: tuple[int, int] | None = None  # moment
 
-    def add(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> None:
+    def add(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> None:
         """Keep a micro-batch in mind; nothing waits for the device."""
         if self._looks:
-            self._batches.append((noisy, timesteps, context))
+            self._batches.append((noisy, timesteps, condition))
 
     def __call__(self, state: TrainingState) -> None:
         """Measure if this step is due."""
@@ -99,8 +100,8 @@ class Residuals:
         self._measured = state.moment
         attachment, hypernetwork = self._denoiser.attachment, self._denoiser.hypernetwork
         with attachment.at_strength(1.0), watched(hypernetwork, tokens=True) as ratios:
-            for noisy, timesteps, context in self._batches:
-                self._denoiser(noisy, timesteps, Condition(context))
+            for noisy, timesteps, condition in self._batches:
+                self._denoiser(noisy, timesteps, condition)
         overall = {f"residual_ratio/{name}": ratio for name, ratio in ratios.overall().items()}
         self._reporter.scalars(overall, state.step)
         for name, values in ratios.by_token().items():
