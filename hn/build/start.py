@@ -14,6 +14,7 @@ from hn.data.tally import Tally
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.kernels import choose_kernel
 from hn.diffusion.layout import is_single_file
+from hn.diffusion.noising import check_zero_terminal_snr
 from hn.diffusion.objective.problem import check_range
 from hn.diffusion.outline import Outline
 from hn.diffusion.text_encoder import check_clip_skip
@@ -109,6 +110,8 @@ def check_fit(config: Config, outline: Outline, start: Start) -> None:
         check_file(start.hypernetwork.config, outline.unet, outline.name, source)
     check_clip_skip(config.model.clip_skip, outline.text_layers)
     check_range(config.objective, outline.timesteps)
+    if config.model.zero_terminal_snr:
+        check_zero_terminal_snr(config.model.prediction_type or outline.prediction, asked=True)
     if config.model.enable_xformers_memory_efficient_attention:
         choose_kernel(None, "xformers")
 
@@ -206,7 +209,7 @@ def _info(config: Config) -> str:
     return (
         f"trained with hn {__version__}: {optimizer.optimizer}, rate {optimizer.learning_rate}, "
         f"batch {training.train_batch_size} x {training.gradient_accumulation_steps}, seed "
-        f"{training.seed}{_changed(config)}"
+        f"{training.seed}{', zero_terminal_snr' * config.model.zero_terminal_snr}{_changed(config)}"
     )
 
 

@@ -16,6 +16,7 @@ from hn.diffusion.outline import Outline
 from hn.diffusion.places import block_names, dims_by_place
 from hn.diffusion.strength import PARTS
 from hn.errors import ModelError, OptionError, meant, shown
+from hn.network import families
 from hn.network.description import HypernetworkConfig
 from hn.network.reach import covers, overlap
 
@@ -100,8 +101,10 @@ def check_dims(dims: tuple[int, ...], known: tuple[int, ...], name: str, source:
     unknown = [dim for dim in dims if dim not in known]
     if unknown:
         raise ModelError(
-            f"dims {unknown}{source} are not context widths of {name}; it has {known}: leave the "
-            "others out, or take the base model that they were made for"
+            f"dims {unknown}{source} are not context widths of {name}: it has "
+            f"{families.described(known)}, and {' '.join(map(str, dims))} are those of "
+            f"{families.made_for(dims)}. Leave {unknown} out, or take the base model that they "
+            "were made for"
         )
 
 

@@ -17,6 +17,9 @@ class ModelConfig:
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the model predicts; not given: what its scheduler or file says. Most single files of
     Stable Diffusion 2 do not say it: v_prediction are those of 768 pixels."""
+    zero_terminal_snr: bool = False
+    """The model was trained down to pure noise, which its scheduler does not say: the last timestep
+    has no signal then (arXiv 2305.08891), and previews begin there. For v_prediction only."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     variant: str | None = None

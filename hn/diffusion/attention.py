@@ -49,12 +49,12 @@ def attach(
     """Make `unet` read through the `stack` until the result is detached, or left by `with`.
 
     A layer whose width no hypernetwork has keeps its context, as in the web UI; a width or block
-    that no layer has is warned about. Without a `kernel`, each layer keeps the one it has.
-    `transform_once=False` transforms the text in every layer, for comparison. `stack_projections`
-    computes keys and values of the text by few large products, for training; the UNet's weights
-    become views of their matrices. `follow` moves the hypernetworks to wherever the UNet computes,
-    in its precision. A strength that changes while denoising needs the `timesteps`, such as
-    `lambda: pipeline.scheduler.timesteps`.
+    that no layer has is warned about, a hypernetwork for another family of base models refused.
+    Without a `kernel`, each layer keeps the one it has. `transform_once=False` transforms the text
+    in every layer, for comparison. `stack_projections` computes keys and values of the text by few
+    large products, for training; the UNet's weights become views of their matrices. `follow` moves
+    the hypernetworks to wherever the UNet computes, in its precision. A strength that changes while
+    denoising needs the `timesteps`, such as `lambda: pipeline.scheduler.timesteps`.
 
     Raises `ModelError` if nothing fits the UNet or something is attached already, `OptionError` if
     xformers is asked for and missing, or `timesteps` are.

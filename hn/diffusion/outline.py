@@ -97,6 +97,11 @@ class Outline:
         """How many timesteps there are."""
         return int(self.parts["scheduler"].get("num_train_timesteps", 1000))
 
+    @property
+    def prediction(self) -> str:
+        """What the scheduler says is predicted, or means by saying nothing."""
+        return str(self.parts["scheduler"].get("prediction_type", "epsilon"))
+
     def _made(self, part: str, make: Any) -> Any:
         try:
             with torch.device("meta"):

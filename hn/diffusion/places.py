@@ -8,6 +8,7 @@ from typing import Any
 
 from hn.diffusion.strength import PARTS, Choices
 from hn.errors import ModelError
+from hn.network.families import check_pairing
 from hn.network.module import Hypernetwork
 from hn.network.reach import covers
 
@@ -50,25 +51,25 @@ def block_names(places: Iterable[str]) -> list[str]:
 def check_fit(stack: Choices, available: Mapping[str, Iterable[int]]) -> None:
     """Warn of widths and blocks that a UNet with these widths by place lacks.
 
-    Raises `ModelError` for a hypernetwork that has no others.
+    Raises `ModelError` for a hypernetwork that has no others, or that is for another family.
     """
-    widths = tuple(sorted({dim for dims in available.values() for dim in dims}))
-    known = block_names(available)
+    check_pairing(
+        [net for net, _ in stack], sorted({dim for dims in available.values() for dim in dims})
+    )
     for net, _ in stack:
-        _check(net, "width", net.dims, widths)
-        if net.config.blocks:
-            _check(net, "block", net.config.blocks, tuple(known))
+        _check_blocks(net, block_names(available))
 
 
-def _check(net: Hypernetwork, what: str, own: Sequence[Any], there: Sequence[Any]) -> None:
-    unknown = [it for it in own if it not in there]
+def _check_blocks(net: Hypernetwork, known: Sequence[str]) -> None:
+    own = net.config.blocks
+    unknown = [block for block in own if block not in known]
+    if not unknown:
+        return
     name = net.provenance.name or "the hypernetwork"
     if len(unknown) == len(own):
         raise ModelError(
-            f"{name} has the {what}s {own}, the UNet {there}: it is for another base model"
+            f"{name} has the blocks {own}, the UNet {known}: it is for another base model"
         )
-    if unknown:
-        warnings.warn(
-            f"{name}: the UNet has no attention of {what} {unknown}; they do nothing",
-            stacklevel=5,
-        )
+    warnings.warn(
+        f"{name}: the UNet has no attention in the blocks {unknown}; they do nothing", stacklevel=5
+    )
