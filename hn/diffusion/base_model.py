@@ -53,6 +53,11 @@ class BaseModel:
         self.scheduler = scheduler
         self._vae: AutoencoderKL | None = vae
         self._vae_parked = False
+        if vae.config.get("latents_mean") is not None:
+            raise ModelError(
+                f"the autoencoder of {name} shifts its latents (latents_mean), which nothing here "
+                "does: only base models whose latents are merely scaled are trained for"
+            )
         self._text_encoder: TextEncoder | TextPair | None = text_encoder
         texts = [it.model.config.to_dict() for it in text_encoder.encoders]
         self.numbers_told = numbers_of(unet.config, texts, name)  # of each picture's size
@@ -257,6 +262,11 @@ def _prediction(scheduler: DDIMScheduler) -> Prediction:
     if kind not in ("epsilon", "v_prediction"):
         raise ModelError(
             f"the scheduler's prediction_type is '{kind}'; supported are epsilon and v_prediction"
+        )
+    if "sigma_data" in scheduler.config:  # of diffusers' EDM schedulers, which have no betas
+        raise ModelError(
+            "the scheduler is one of continuous noise (EDM, arXiv 2206.00364); supported are those "
+            "of numbered timesteps, as Stable Diffusion's"
         )
     return kind
 
