@@ -134,6 +134,7 @@ def make_refiner(folder: Path) -> Path:
         text_encoder_2=text_model_2(),
         tokenizer_2=build_tokenizer("!"),
         requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
     ).save_pretrained(folder)
     return folder
 

@@ -16,12 +16,16 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from hn.diffusion.attention import attention_layers
+from hn.diffusion.base_model import BaseModel
+from hn.diffusion.condition import Condition
+from hn.diffusion.denoiser import predict
 from hn.diffusion.outline import Outline
 from hn.diffusion.single_file import reading
 from hn.diffusion.single_file.architecture import Architecture
 from hn.diffusion.single_file.names import UNET, UNetNames
 from hn.diffusion.single_file.source import Source
 from hn.diffusion.single_file.texts import in_open_clip
+from hn.diffusion.views import View
 from hn.errors import ModelError
 from tests import single_files
 
@@ -60,6 +64,20 @@ def test_a_file_holds_what_its_folder_holds_for_us_and_for_diffusers(families, k
             )
     outline = Outline.read(str(path), prediction="epsilon")
     assert outline.unet.config["cross_attention_dim"] == truth.unet.config["cross_attention_dim"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["xl", "refiner"])
+def test_a_run_reads_and_is_told_the_same(families, kind):
+    answers = []
+    for path in (families[kind], single_files.as_file(families[kind])):
+        base = BaseModel.load(str(path))
+        texts = Condition.join(base.encode_prompts(["a red star", ""]))
+        condition = base.tell(texts, [View.whole((64, 64))] * 2)
+        noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        prediction = predict(base.unet, noisy, torch.tensor([5, 900]), condition)
+        answers.append((prediction, condition.time_ids, base.negative(texts[1:], "").context))
+    assert all(torch.equal(*pair) for pair in zip(*answers, strict=True))
 
 
 def test_a_stable_diffusion_xl_for_inpainting_in_half_precision(tmp_path):

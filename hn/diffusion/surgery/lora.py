@@ -4,7 +4,7 @@ What a linear one adds is W A x + W a in each layer: W A has its singular values
 LoRA. For keys nothing is lost by that (it cancels in the softmax), for values it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ def of_matrices(unet: Any, stack: Choices, rank: int) -> Lora:
 
 
 def of_contexts(
-    unet: Any, stack: Choices, seen: dict[str, Moments], others: dict[str, Moments], rank: int
+    unet: Any, stack: Choices, seen: Mapping[str, Moments], others: Mapping[str, Moments], rank: int
 ) -> Lora:
     """The best LoRA for contexts that were `seen`; what is lost is measured on `others`."""
     lora = Lora({}, {}, {})
