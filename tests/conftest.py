@@ -73,6 +73,18 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion XL."""
+    return tiny.make_xl_model(tmp_path_factory.mktemp("xl") / "base")
+
+
+@pytest.fixture(scope="session")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random refiner of Stable Diffusion XL."""
+    return tiny.make_xl_model(tmp_path_factory.mktemp("xl") / "refiner", refiner=True)
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six captioned pictures."""
     return tiny.make_pictures(tmp_path_factory.mktemp("pictures") / "set")

@@ -137,16 +137,16 @@ def make_xl_model(
     folder: Path, *, prediction_type: str = "epsilon", refiner: bool = False, seed: int = 0
 ) -> Path:
     """A random Stable Diffusion XL in diffusers' layout, or its refiner, with the scheduler of the
-    published one; 16-pixel pictures, 8x8 latents, text encoders of 3 and 2 layers.
+    published one; 16-pixel pictures, 8x8 latents, text encoders of 4 and 3 layers.
     """
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer")
     tokenizer_2 = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer", pad_token="!")
     first, second = XL_TEXT_DIMS
     text_2 = make_text_config(
-        tokenizer_2, hidden_size=second, projection_dim=XL_POOLED_DIM, num_hidden_layers=2
+        tokenizer_2, hidden_size=second, projection_dim=XL_POOLED_DIM, num_hidden_layers=3
     )
-    text = make_text_config(tokenizer, hidden_size=first, num_hidden_layers=3)
+    text = make_text_config(tokenizer, hidden_size=first, num_hidden_layers=4)
     scheduler = EulerDiscreteScheduler.from_config(
         {
             "beta_start": 0.00085,

@@ -54,6 +54,11 @@ class BaseModel:
         self.scheduler = scheduler
         self._vae: AutoencoderKL | None = vae
         self._vae_parked = False
+        if vae.config.get("latents_mean") is not None:
+            raise ModelError(
+                f"the autoencoder of {name} shifts its latents (latents_mean), which nothing here "
+                "does: only base models whose latents are merely scaled are trained for"
+            )
         self._text_encoder: TextEncoder | TextPair | None = text_encoder
         texts = [it.model.config.to_dict() for it in text_encoder.encoders]
         self.numbers_told = numbers_of(unet.config, texts, name)  # of each picture's size

@@ -141,7 +141,7 @@ def test_gradients_are_those_of_every_layer_by_itself_with_and_without_checkpoin
         net = per_block(make_net(), same=False).train()
         denoiser = Denoiser(unet, net, **settings)
         noisy, timesteps, context = make_inputs()
-        prediction, _ = denoiser(noisy, timesteps, Condition(context))
+        prediction, _ = denoiser(noisy, timesteps, Condition(context=context))
         prediction.square().sum().backward()
         denoiser.attachment.detach()
         denoiser.arrangement.remove()
@@ -181,7 +181,7 @@ def test_folding_and_the_lora_of_full_rank_follow_blocks_and_sides():
 def test_blocks_that_a_unet_lacks_are_named(unet):
     with pytest.raises(ModelError, match=r"has the blocks \('up\.7',\), the UNet .*'up\.1\.0'"):
         hn.attach(unet, [(make_net(blocks=("up.7",)), 1.0)])
-    with pytest.warns(UserWarning, match=r"no attention of block \['up\.7'\]"):
+    with pytest.warns(UserWarning, match=r"no attention in the blocks \['up\.7'\]"):
         hn.attach(unet, [(make_net(blocks=("up.7", "mid")), 1.0)]).detach()
 
 
