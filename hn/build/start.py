@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hn import __version__
+from hn.build.models import check_inpainting
 from hn.config import Config, ModelConfig, NetworkConfig
 from hn.data.tally import Tally
 from hn.diffusion.base_model import BaseModel
@@ -94,6 +95,7 @@ def check_fit(config: Config, outline: Outline, start: Start) -> None:
         _check_dims(start.hypernetwork.dims, outline.dims, outline.name, source)
     check_clip_skip(config.model.clip_skip, outline.text_layers)
     check_range(config.objective, outline.timesteps)
+    check_inpainting(config, inpainting=outline.inpainting)
     if config.model.zero_terminal_snr:
         check_zero_terminal_snr(config.model.prediction_type or outline.prediction, asked=True)
     if config.model.enable_xformers_memory_efficient_attention:

@@ -54,6 +54,7 @@ class BaseModel:
         self._vae_parked = False
         self._text_encoder: TextEncoder | None = text_encoder
         self.prediction: Prediction = prediction_of(scheduler)
+        self.inpainting = _is_inpainting(unet, vae, name)
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.downscaling = 2 ** (len(vae.config["block_out_channels"]) - 1)
         for part in (unet, vae):
@@ -220,6 +221,20 @@ class BaseModel:
 def _load_vae(name: str) -> AutoencoderKL:
     """An autoencoder alone. Raises `ModelError`."""
     return load_vae_file(Path(name)) if is_single_file(name) else load_pretrained_vae(name)
+
+
+def _is_inpainting(unet: UNet2DConditionModel, vae: AutoencoderKL, name: str) -> bool:
+    """Whether the UNet reads a mask and a picture beside the noisy latents. Raises `ModelError` for
+    one that reads anything else.
+    """
+    read, latents = int(unet.config["in_channels"]), int(vae.config["latent_channels"])
+    if read not in (latents, 1 + 2 * latents):
+        raise ModelError(
+            f"the UNet of {name} reads {read} channels, of latents that have {latents}: supported "
+            f"are {latents}, and {1 + 2 * latents} of inpainting models. Others are told what to "
+            "edit, or how deep it is, which is not trained here"
+        )
+    return read != latents
 
 
 def _fingerprint(config: Mapping[str, Any], module: torch.nn.Module) -> str:

@@ -19,11 +19,15 @@ class Condition:
     (B, P), and `time_ids` (B, 6): height and width of the picture, top and left of what was cut out
     of it, height and width of that, all in pixels (arXiv 2307.01952, 2.2). Of its refiner (B, 5):
     the picture's size, the corner, and a score of its beauty.
+
+    An inpainting model reads a `canvas` (B, 1 + C, h, w) beside the noisy latents, see
+    `hn.diffusion.inpainting`.
     """
 
     context: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
+    canvas: Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
@@ -64,6 +68,14 @@ class Condition:
                 "time_ids": send(self.time_ids, device, dtype),
             }
         return arguments
+
+    def beside(self, noisy: Tensor) -> Tensor:
+        """What the UNet reads of pictures: noisy latents (B, C, h, w), and the canvas if it has one
+        (B, 1 + 2 C, h, w).
+        """
+        if self.canvas is None:
+            return noisy
+        return torch.cat([noisy, send(self.canvas, noisy.device, noisy.dtype)], dim=1)
 
     def _changed(self, change: Any) -> Self:
         return type(self)(**{name: change(tensor) for name, tensor in self._tensors().items()})

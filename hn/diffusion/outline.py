@@ -82,6 +82,12 @@ class Outline:
         return int(self.parts["scheduler"].get("num_train_timesteps", 1000))
 
     @property
+    def inpainting(self) -> bool:
+        """Whether its UNet reads a mask and a picture beside the noisy latents."""
+        latents = int(self.parts["vae"].get("latent_channels", 4))
+        return int(self.parts["unet"].get("in_channels", 4)) == 1 + 2 * latents
+
+    @property
     def prediction(self) -> str:
         """What the scheduler says is predicted, or means by saying nothing."""
         return str(self.parts["scheduler"].get("prediction_type", "epsilon"))

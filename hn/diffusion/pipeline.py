@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
+from hn.diffusion.inpainting import blank, reading
 from hn.diffusion.noising import GUIDANCE_RESCALE
 from hn.storage import whole
 
@@ -26,7 +28,7 @@ class Painter:
 
     `prompts` are P, `negative` is the one that guidance leads away from, `size` is width and height
     in pixels. Without a `scheduler`, the base model's own; with zero terminal SNR the guidance is
-    rescaled.
+    rescaled. An inpainting model paints on the `canvas` (1, 1 + C, h, w), by default a blank one.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class Painter:
         seed: int,
         scheduler: Any = None,
         progress: bool = False,
+        canvas: Tensor | None = None,
     ) -> None:
         self._base = base
+        self._canvas = blank(base, size) if base.inpainting and canvas is None else canvas
         self._prompts = prompts
         self._negative = negative
         self._settings: dict[str, Any] = {
@@ -74,14 +78,22 @@ class Painter:
     @torch.no_grad()
     def _draw(self, rows: range) -> Tensor:
         dtype, device = self._base.unet.dtype, self._base.device
+        generators = [torch.Generator().manual_seed(self._seed + row) for row in rows]
+        noise = None
+        if self._canvas is not None:  # the pipeline would draw some for the canvas, too
+            channels = self._base.unet.config["out_channels"]
+            shape = (len(rows), channels, *self._canvas.shape[-2:])
+            noise = randn_tensor(shape, generator=generators, device=device, dtype=dtype)
         prompts = self._prompts[rows.start : rows.stop].context.to(device, dtype)
-        return self._pipeline(
-            prompt_embeds=prompts,
-            negative_prompt_embeds=self._negative.context.to(device, dtype).expand_as(prompts),
-            generator=[torch.Generator().manual_seed(self._seed + row) for row in rows],
-            output_type="latent",
-            **self._settings,
-        ).images
+        with reading(self._base.unet, self._canvas):
+            return self._pipeline(
+                prompt_embeds=prompts,
+                negative_prompt_embeds=self._negative.context.to(device, dtype).expand_as(prompts),
+                generator=generators,
+                latents=noise,
+                output_type="latent",
+                **self._settings,
+            ).images
 
 
 def bare_pipeline(base: BaseModel, scheduler: Any) -> Any:

@@ -35,6 +35,7 @@ class Pictures:
     prompts: list[str]
     names: list[str]
     contexts: Contexts
+    canvases: list[Tensor] | Tensor | None = None  # N times (1 + C, h, w), if it is for inpainting
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -54,13 +55,14 @@ class Pictures:
         if count > last:
             return self
         rows = [place * last // max(1, count - 1) for place in range(count)]
-        weights = self.loss_weights
+        weights, canvases = self.loss_weights, self.canvases
         return replace(
             self,
             latents=[self.latents[row] for row in rows],
             loss_weights=None if weights is None else [weights[row] for row in rows],
             prompts=[self.prompts[row] for row in rows],
             names=[self.names[row] for row in rows],
+            canvases=None if canvases is None else [canvases[row] for row in rows],
         )
 
 
@@ -117,6 +119,9 @@ def draw(pictures: Pictures, rows: list[int], draws: int, base: BaseModel, seed:
     noisy = objective.add_noise(latents, noise, timesteps, base.alphas_cumprod)
     target = objective.target(latents, noise, timesteps, base.alphas_cumprod, base.prediction)
     condition = pictures.contexts.stack([pictures.prompts[number] for number in numbers])
+    if pictures.canvases is not None:
+        chosen = torch.stack([pictures.canvases[number] for number in numbers])
+        condition = replace(condition, canvas=chosen)
     return Draws(noisy, target, timesteps, condition)
 
 

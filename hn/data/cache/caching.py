@@ -20,11 +20,12 @@ import pyarrow as pa
 from datasets import Dataset
 from tqdm import tqdm
 
-from hn.data.cache.encoding import Encoder, Job
+from hn.data.cache.encoding import Encoder
 from hn.data.cache.index import Contents, Index
 from hn.data.cache.shards import Shards, told
 from hn.data.cache.store import Store
 from hn.data.cache.tensor_files import write_table
+from hn.data.cache.variants import Job
 from hn.data.cache.workers import ALONE, Workers
 from hn.data.pictures.decoding import survey
 from hn.data.pictures.images import examples_of

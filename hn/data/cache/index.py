@@ -43,7 +43,8 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),  # of the picture, upright
         ("height", pa.int32()),
         ("size", pa.list_(pa.int32(), 2)),  # width and height of what is trained on
-        ("keys", pa.list_(pa.binary(KEY_BYTES))),  # of the moments (2, C, h, w) of each variant
+        # of the moments (2, C, h, w) of each variant, then of their canvases (1 + C, h, w), if any
+        ("keys", pa.list_(pa.binary(KEY_BYTES))),
         ("weights", pa.binary(KEY_BYTES)),  # of the loss weights (crops, 1, h, w); null: all ones
         ("repeats", pa.int32()),
         ("loss_weight", pa.float32()),
@@ -125,7 +126,14 @@ class Index:
 
     def keys(self, picture: int) -> list[bytes]:
         """The keys of a picture's variants: the crops, then their mirror images."""
-        return self._keys[picture].as_py()
+        return self._keys[picture].as_py()[: self.about.variants]
+
+    def canvases(self, picture: int, variant: int) -> list[bytes]:
+        """The keys of what an inpainting model reads beside a variant, one for each hole."""
+        keys, variants = self._keys[picture].as_py(), self.about.variants
+        each = len(keys) // variants - 1
+        start = variants + variant * each
+        return keys[start : start + each]
 
     def weights(self, picture: int) -> bytes | None:
         """The key of a picture's loss weights; None where they are all ones."""
