@@ -13,6 +13,7 @@ from PIL import Image
 
 import hn
 from hn.config import DataConfig
+from hn.data.cache.caching import verify
 from hn.data.cache.encoding import Encoder
 from hn.data.cache.latents import Latents
 from hn.data.pictures.decoding import survey
@@ -132,8 +133,9 @@ def test_random_masks_are_encoded_once_with_what_they_leave(base, pictures, tmp_
         means = latents.moments(row)[0]
         whole = holes[0].mean() == 1
         assert whole or not torch.equal(found[0, 1:], means)
-    again = caches.encode(tmp_path / "cache", load_examples(settings), base, settings)
-    assert len(again.index) == 6
+    store = caches.Store(tmp_path / "cache/tensors")
+    verified = verify(load_examples(settings), encoder, latents.index, store, 6)
+    assert (verified.pictures, verified.entries, verified.same) == (6, 6 * 2 * 3, True)
     grown = encoded(base, data(pictures, random_flip=True, masks_per_image=3), tmp_path / "cache")
     assert grown.index.canvases(0, 1)[:2] == latents.index.canvases(0, 1)
 
@@ -266,10 +268,12 @@ def test_what_is_painted_into_a_picture_by_tool(folder, model, pictures, run, tm
     other = draw("half")[1]
     assert not np.array_equal(np.asarray(Image.open(drawn)), np.asarray(Image.open(other)))
     Image.new("L", (20, 16)).save(mask)
+    Image.new("RGB", (30, 16)).save(folder.parent / "wide.png")
     for name, changes, code, words in (
         ("black", (), 3, "is white nowhere"),
         ("plain", ("--base", model, "--mask", pictures / "1.png"), 2, "image: for inpainting base"),
         ("none", ("--mask", tmp_path / "gone.png"), 3, "gone.png cannot be read"),
+        ("wide", ("--image", folder.parent / "wide.png"), 3, "their proportions must be the same"),
     ):
         done, _ = draw(name, *changes)
         assert (done.returncode, words in done.stderr) == (code, True), done.stderr

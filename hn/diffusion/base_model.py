@@ -16,7 +16,7 @@ from torch import Tensor
 from hn.diffusion import sharding
 from hn.diffusion.attention import context_dims
 from hn.diffusion.condition import Condition
-from hn.diffusion.layout import is_single_file
+from hn.diffusion.layout import is_single_file, reads_canvas
 from hn.diffusion.memory.quantisation import Quantisation, check_device, store_in_float8
 from hn.diffusion.noising import has_zero_terminal_snr, prediction_of, settle
 from hn.diffusion.objective import Prediction
@@ -54,7 +54,9 @@ class BaseModel:
         self._vae_parked = False
         self._text_encoder: TextEncoder | None = text_encoder
         self.prediction: Prediction = prediction_of(scheduler)
-        self.inpainting = _is_inpainting(unet, vae, name)
+        self.inpainting = reads_canvas(
+            unet.config["in_channels"], vae.config["latent_channels"], name
+        )
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.downscaling = 2 ** (len(vae.config["block_out_channels"]) - 1)
         for part in (unet, vae):
@@ -221,20 +223,6 @@ class BaseModel:
 def _load_vae(name: str) -> AutoencoderKL:
     """An autoencoder alone. Raises `ModelError`."""
     return load_vae_file(Path(name)) if is_single_file(name) else load_pretrained_vae(name)
-
-
-def _is_inpainting(unet: UNet2DConditionModel, vae: AutoencoderKL, name: str) -> bool:
-    """Whether the UNet reads a mask and a picture beside the noisy latents. Raises `ModelError` for
-    one that reads anything else.
-    """
-    read, latents = int(unet.config["in_channels"]), int(vae.config["latent_channels"])
-    if read not in (latents, 1 + 2 * latents):
-        raise ModelError(
-            f"the UNet of {name} reads {read} channels, of latents that have {latents}: supported "
-            f"are {latents}, and {1 + 2 * latents} of inpainting models. Others are told what to "
-            "edit, or how deep it is, which is not trained here"
-        )
-    return read != latents
 
 
 def _fingerprint(config: Mapping[str, Any], module: torch.nn.Module) -> str:

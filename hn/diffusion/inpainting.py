@@ -21,6 +21,7 @@ from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, OptionError
 
 MIDDLE = 128  # levels of a mask from here on are to be painted
+TOLERANCE = 1  # percent, between the proportions of a picture and of its mask
 
 
 def left_of(pixels: Tensor, masks: Tensor) -> Tensor:
@@ -76,8 +77,16 @@ def of_files(
 
 
 def check_files(picture: str | Path, mask: str | Path) -> None:
-    """Raises `DataError` for what cannot be read, or if nothing is to be painted."""
-    _, levels = _read(picture, mask)
+    """Raises `DataError` for what cannot be read or does not go together, or if nothing is to be
+    painted.
+    """
+    pixels, levels = _read(picture, mask)
+    (width, height), (across, down) = pixels.size, levels.size
+    if 100 * abs(width * down - height * across) > TOLERANCE * height * across:
+        raise DataError(
+            f"{mask} is of {across} x {down} pixels, {picture} of {width} x {height}: their "
+            f"proportions must be the same, within {TOLERANCE} %"
+        )
     if np.asarray(levels).max() < MIDDLE:
         raise DataError(f"{mask} is white nowhere, so nothing would be painted")
 

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hn.diffusion.attention import context_dims
-from hn.diffusion.layout import is_single_file
+from hn.diffusion.layout import is_single_file, reads_canvas
 from hn.diffusion.objective import Prediction
 from hn.diffusion.single_file.reading import read_architecture
 from hn.errors import ModelError
@@ -83,9 +83,9 @@ class Outline:
 
     @property
     def inpainting(self) -> bool:
-        """Whether its UNet reads a mask and a picture beside the noisy latents."""
+        """Whether its UNet reads a mask and a picture, too. Raises `ModelError` for others yet."""
         latents = int(self.parts["vae"].get("latent_channels", 4))
-        return int(self.parts["unet"].get("in_channels", 4)) == 1 + 2 * latents
+        return reads_canvas(int(self.parts["unet"].get("in_channels", 4)), latents, self.name)
 
     @property
     def prediction(self) -> str:

@@ -48,6 +48,9 @@ def test_a_mask_file_is_framed_as_its_picture_is(tmp_path):
     found = Hole(0).mask(example, frame)
     assert found.shape == (1, 40, 30)
     assert torch.equal(found[0], torch.tensor([1.0] * 20 + [0.0] * 10).expand(40, 30))
+    Image.new("L", (12, 8), 127).save(tmp_path / "x.mask.png")
+    with pytest.raises(DataError, match=r"x\.png: its mask is white nowhere"):
+        Hole(0).mask(example, frame)
     (tmp_path / "x.mask.png").write_text("no picture")
     with pytest.raises(DataError, match=r"x\.mask\.png"):
         Hole(0).mask(example, frame)

@@ -126,11 +126,15 @@ class Index:
 
     def keys(self, picture: int) -> list[bytes]:
         """The keys of a picture's variants: the crops, then their mirror images."""
-        return self._keys[picture].as_py()[: self.about.variants]
+        return self.entries(picture)[: self.about.variants]
+
+    def entries(self, picture: int) -> list[bytes]:
+        """The keys of all that is encoded of a picture but its loss weights."""
+        return self._keys[picture].as_py()
 
     def canvases(self, picture: int, variant: int) -> list[bytes]:
         """The keys of what an inpainting model reads beside a variant, one for each hole."""
-        keys, variants = self._keys[picture].as_py(), self.about.variants
+        keys, variants = self.entries(picture), self.about.variants
         each = len(keys) // variants - 1
         start = variants + variant * each
         return keys[start : start + each]

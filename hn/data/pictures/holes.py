@@ -13,6 +13,7 @@ from hn import rng
 from hn.data.pictures.decoding import Example
 from hn.data.pictures.framing import Frame, cut_out
 from hn.data.pictures.masks import read_mask
+from hn.errors import DataError
 
 WHOLE = 0.25  # chance that everything is to be painted, as Stable Diffusion's were trained
 MOST = 4  # rectangles and strokes
@@ -32,7 +33,7 @@ class Hole:
     def mask(self, example: Example, frame: Frame) -> Tensor:
         """What of the frame is to be painted (1, height, width): 1, the rest 0.
 
-        Raises `DataError` for a mask file that cannot be read, or is of other proportions.
+        Raises `DataError` for a mask file that cannot be read, or shows nothing to paint.
         """
         if self.number is None:
             return _of_file(example, frame)
@@ -75,6 +76,8 @@ def _stroke(pen: ImageDraw.ImageDraw, size: tuple[int, int], draw: Random) -> No
 def _of_file(example: Example, frame: Frame) -> Tensor:
     found = read_mask(example)
     assert found is not None  # its survey has seen it
+    if np.asarray(found[1]).max() < MIDDLE:
+        raise DataError(f"{example.name}: its mask is white nowhere, so nothing would be painted")
     return _binary(cut_out(found[1], frame))
 
 
