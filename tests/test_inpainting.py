@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 from PIL import Image
 
 import hn
@@ -295,6 +295,51 @@ def test_previews_paint_into_a_picture_that_is_given(folder, pictures, tmp_path,
     assert runs.train_here(flags) == 0
     assert (tmp_path / "run/previews/step-00000001.png").is_file()
     runs.forget_accelerate()
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    """A Stable Diffusion XL that paints into pictures."""
+    made = tiny.make_xl_model(tmp_path_factory.mktemp("xl") / "base")
+    torch.manual_seed(4)
+    tiny.make_xl_unet(in_channels=9).save_pretrained(made / "unet")
+    return made
+
+
+def test_those_of_xl_are_those_of_diffusers_too(xl):
+    base = BaseModel.load(str(xl))
+    prompt, negative = base.encode_prompts(["a star", "blue"])
+    painter = Painter(base, prompt, negative, size=SIZE, steps=3, guidance_scale=5, seed=4)
+    pipe: Any = StableDiffusionXLInpaintPipeline.from_pretrained(xl, scheduler=base.scheduler)
+    pipe.vae_scale_factor = 2
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        image=torch.zeros(1, 3, *SIZE),
+        mask_image=torch.ones(1, 1, *SIZE),
+        masked_image_latents=inpainting.blank(base, SIZE)[:, 1:],
+        prompt_embeds=prompt.context,
+        pooled_prompt_embeds=prompt.pooled,
+        negative_prompt_embeds=negative.context,
+        negative_pooled_prompt_embeds=negative.pooled,
+        generator=torch.Generator().manual_seed(4),
+        guidance_scale=5,
+        num_inference_steps=3,
+        strength=1.0,
+        width=16,
+        height=16,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(painter.latents(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_one_of_xl_trains(xl, pictures, tmp_path):
+    flags = runs.settings(
+        xl, pictures, tmp_path, max_train_steps=2, validation_prompt=["a star"],
+        validation_inference_steps=2, validation_split=2, masks_per_image=1,
+    )  # fmt: skip
+    assert runs.train_here(flags) == 0
+    assert "heldout_loss" in runs.metrics(tmp_path / "run")[-1]
 
 
 def test_a_unet_that_reads_something_else_is_refused(tmp_path):

@@ -9,9 +9,17 @@ from random import Random
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from hn import demo
 from hn.demo.pictures import caption, render, sample_scene
@@ -19,6 +27,10 @@ from hn.demo.pictures import caption, render, sample_scene
 CONTEXT_DIM = 24
 SELF_DIMS = (16, 32)
 DIMS = (16, 24, 32)
+XL_TEXT_DIMS = (24, 16)  # of its two text encoders, whose contexts stand side by side
+XL_POOLED_DIM = 20
+XL_TIME_DIM = 8  # of each of its sizes
+XL_DIMS = (32, 40, 48)  # the text's is 24 + 16
 
 
 def make_unet(**changes) -> UNet2DConditionModel:
@@ -36,6 +48,34 @@ def make_unet(**changes) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**config, **changes})
 
 
+def make_vae(**changes) -> AutoencoderKL:
+    """Latents of half the size."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        sample_size=16,
+        **changes,
+    )
+
+
+def make_text_config(tokenizer: CLIPTokenizer, **changes) -> CLIPTextConfig:
+    """One layer, 32 tokens."""
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": CONTEXT_DIM,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPTextConfig(**{**config, **changes})
+
+
 def make_model(
     folder: Path,
     *,
@@ -50,24 +90,6 @@ def make_model(
     """
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer")
-    text_config = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": CONTEXT_DIM,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 32,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
-        sample_size=16,
-    )
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -78,8 +100,8 @@ def make_model(
         steps_offset=1,
     )
     pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(CLIPTextConfig(**text_config | (text or {}))),
+        vae=make_vae(),
+        text_encoder=CLIPTextModel(make_text_config(tokenizer, **(text or {}))),
         tokenizer=tokenizer,
         unet=make_unet(**(unet or {})),
         scheduler=scheduler,
@@ -87,6 +109,77 @@ def make_model(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_xl_unet(*, sizes: int = 6, **changes) -> UNet2DConditionModel:
+    """As of Stable Diffusion XL: transformers of 0, 1 and 2 blocks, told of `sizes` numbers."""
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32, 48),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2),  # the first block has no transformer
+        "use_linear_projection": True,
+        "cross_attention_dim": sum(XL_TEXT_DIMS),
+        "attention_head_dim": (2, 4, 6),
+        "norm_num_groups": 8,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": XL_TIME_DIM,
+        "projection_class_embeddings_input_dim": XL_POOLED_DIM + sizes * XL_TIME_DIM,
+    }
+    return UNet2DConditionModel(**{**config, **changes})
+
+
+def make_xl_model(
+    folder: Path, *, prediction_type: str = "epsilon", refiner: bool = False, seed: int = 0
+) -> Path:
+    """A random Stable Diffusion XL in diffusers' layout, or its refiner, with the scheduler of the
+    published one; 16-pixel pictures, 8x8 latents, text encoders of 4 and 3 layers.
+    """
+    torch.manual_seed(seed)
+    tokenizer = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer")
+    tokenizer_2 = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer", pad_token="!")
+    first, second = XL_TEXT_DIMS
+    text_2 = make_text_config(
+        tokenizer_2, hidden_size=second, projection_dim=XL_POOLED_DIM, num_hidden_layers=3
+    )
+    text = make_text_config(tokenizer, hidden_size=first, num_hidden_layers=4)
+    scheduler = EulerDiscreteScheduler.from_config(
+        {
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": prediction_type,
+            "timestep_spacing": "leading",
+            "steps_offset": 1,
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+        }
+    )
+    parts = {
+        "vae": make_vae(scaling_factor=0.13025, force_upcast=True),
+        "text_encoder_2": CLIPTextModelWithProjection(text_2),
+        "tokenizer_2": tokenizer_2,
+        "scheduler": scheduler,
+        "add_watermarker": False,
+    }
+    if refiner:
+        unet = make_xl_unet(sizes=5, cross_attention_dim=second)
+        pipeline = StableDiffusionXLImg2ImgPipeline(
+            **parts,
+            unet=unet,
+            text_encoder=None,
+            tokenizer=None,
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
+        )
+    else:
+        pipeline = StableDiffusionXLPipeline(
+            **parts, unet=make_xl_unet(), text_encoder=CLIPTextModel(text), tokenizer=tokenizer
+        )
     pipeline.save_pretrained(folder)
     return folder
 

@@ -18,8 +18,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hn.build.models import DTYPES
-from hn.config import Config, NetworkConfig, OptimizerConfig
-from hn.diffusion.attention import context_dims
+from hn.build.structure import structure_of
+from hn.config import Config, OptimizerConfig
 from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.choice import Rung, choose
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
@@ -67,17 +67,17 @@ def step_of(
     Contexts are taken to be one chunk long, and pictures as large as the resolution.
     """
     training = config.training
-    unet, vae, text = (outline.parts[part] for part in ("unet", "vae", "text_encoder"))
+    unet, vae = (outline.parts[part] for part in ("unet", "vae"))
     described = json.dumps(unet, sort_keys=True)
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     return Step(
         unet=described,
-        network=network or _described(config.network, context_dims(meta_unet(described, dtype))),
+        network=network or structure_of(config.network, meta_unet(described, dtype), outline.name),
         dtype=dtype,
         batch=training.train_batch_size,
         height=config.data.size[1] // scale,
         width=config.data.size[0] // scale,
-        tokens=text["max_position_embeddings"],
+        tokens=outline.tokens,
         quantisation=config.memory.quantize_base,
         note_residuals=config.objective.residual_penalty > 0,
         accumulates=training.gradient_accumulation_steps > 1 or processes > 1,
@@ -206,8 +206,8 @@ def _lasting(
 
 
 def _encoders(config: Config, outline: Outline, dtype: torch.dtype) -> Encoders:
-    vae, text = (json.dumps(outline.parts[part]) for part in ("vae", "text_encoder"))
-    return rehearse_encoders(vae, text, dtype, config.data.size, config.data.vae_batch_size)
+    vae, data = json.dumps(outline.parts["vae"]), config.data
+    return rehearse_encoders(vae, outline.text_weights, dtype, data.size, data.vae_batch_size)
 
 
 def _unet(step: Step) -> UNet2DConditionModel:
@@ -236,18 +236,6 @@ def _state_share(config: OptimizerConfig) -> float:
 
 def _nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def _described(network: NetworkConfig, dims: tuple[int, ...]) -> HypernetworkConfig:
-    return HypernetworkConfig(
-        dims=network.dims or dims,
-        layer_structure=network.layer_structure,
-        activation_func=network.activation_func,
-        weight_initialization=network.weight_initialization,
-        is_layer_norm=network.is_layer_norm,
-        activate_output=network.activate_output,
-        dropout_structure=network.dropout_structure,
-    )
 
 
 def _in_words(found: Estimate, room: int, step: Step, rung: Rung) -> str:

@@ -139,7 +139,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What makes the run what it is. Rates, bounds and the number of steps may change."""
     return {
-        "structure": asdict(hypernetwork.config),
+        "structure": hypernetwork.config.as_dict(),
         "pictures": batches.digest,
         **settings_fingerprint(config, accelerator.num_processes),
     }

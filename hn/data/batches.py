@@ -122,7 +122,8 @@ class Batches:
         slots: list[int],
     ) -> Condition:
         """What the UNet is told of them."""
-        condition = self._contexts.stack(prompts)
+        views = self._latents.views(pictures, variants) if self._contexts.sized else None
+        condition = self._contexts.stack(prompts, views)
         if not self._latents.inpainting:
             return condition
         return replace(condition, canvas=self._latents.canvases(pictures, variants, step, slots))

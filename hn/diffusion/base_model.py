@@ -1,8 +1,8 @@
-"""The base model: a Stable Diffusion 1 or 2 from a folder, the hub or a single file, frozen."""
+"""The base model: a Stable Diffusion 1, 2 or XL from a folder, the hub or a file, frozen."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ from hn.diffusion.objective import Prediction
 from hn.diffusion.parts import Parts, load_pretrained_vae
 from hn.diffusion.single_file.reading import load as load_file
 from hn.diffusion.single_file.reading import load_vae as load_vae_file
-from hn.diffusion.text_encoder import Syntax, TextEncoder
+from hn.diffusion.text_encoder import Syntax, TextEncoder, TextPair
+from hn.diffusion.views import View, numbers_of, time_ids
 from hn.errors import ModelError
 
 
@@ -44,15 +45,25 @@ class BaseModel:
         name: str,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | TextPair,
         scheduler: DDIMScheduler,
+        zeros_for_empty: bool | None = None,
     ) -> None:
         self.name = name
         self.unet = unet
         self.scheduler = scheduler
         self._vae: AutoencoderKL | None = vae
         self._vae_parked = False
-        self._text_encoder: TextEncoder | None = text_encoder
+        if vae.config.get("latents_mean") is not None:
+            raise ModelError(
+                f"the autoencoder of {name} shifts its latents (latents_mean), which nothing here "
+                "does: only base models whose latents are merely scaled are trained for"
+            )
+        self._text_encoder: TextEncoder | TextPair | None = text_encoder
+        texts = [it.model.config.to_dict() for it in text_encoder.encoders]
+        self.numbers_told = numbers_of(unet.config, texts, name)  # of each picture's size
+        pair = isinstance(text_encoder, TextPair)
+        self._zeros_for_empty = pair if zeros_for_empty is None else zeros_for_empty
         self.prediction: Prediction = prediction_of(scheduler)
         self.inpainting = reads_canvas(
             unet.config["in_channels"], vae.config["latent_channels"], name
@@ -100,11 +111,10 @@ class BaseModel:
         base = cls(
             name=name,
             unet=parts.unet,
-            vae=parts.vae if vae is None else _load_vae(vae),
-            text_encoder=TextEncoder(
-                parts.tokenizer, parts.text_encoder, syntax=prompt_syntax, clip_skip=clip_skip
-            ),
+            vae=parts.vae if vae is None else _load_vae(vae, parts.vae.config["scaling_factor"]),
+            text_encoder=_text_encoder(parts, prompt_syntax, clip_skip),
             scheduler=settle(parts.scheduler, prediction, zero_terminal_snr=zero_terminal_snr),
+            zeros_for_empty=parts.zeros_for_empty,
         )
         return base.to(device)
 
@@ -159,8 +169,8 @@ class BaseModel:
         return self._vae
 
     @property
-    def text_encoder(self) -> TextEncoder:
-        """The text encoder. Raises `ModelError` after `free_text_encoder`."""
+    def text_encoder(self) -> TextEncoder | TextPair:
+        """The text encoder, or both. Raises `ModelError` after `free_text_encoder`."""
         if self._text_encoder is None:
             raise ModelError(
                 "the text encoder was freed; load the base model again to encode prompts"
@@ -189,10 +199,10 @@ class BaseModel:
     def text_identity(self) -> dict[str, Any]:
         """All that the context of a prompt depends on, but the prompt, as JSON values."""
         encoder = self.text_encoder
-        config = {**encoder.model.config.to_dict(), "vocabulary": encoder.tokenizer.get_vocab()}
+        names = ("text_encoder", "text_encoder_2")
         return {
-            "text_encoder": _fingerprint(config, encoder.model),
-            "dtype": str(encoder.model.dtype),
+            **{name: _text_hash(it) for name, it in zip(names, encoder.encoders, strict=False)},
+            "dtype": str(encoder.encoders[0].model.dtype),
             "prompt_syntax": encoder.syntax,
             "clip_skip": encoder.clip_skip,
         }
@@ -217,12 +227,45 @@ class BaseModel:
 
     def encode_prompts(self, prompts: list[str]) -> list[Condition]:
         """What each prompt says, for one picture; `Condition.join` joins different lengths."""
-        return [Condition(context=it[None]) for it in self.text_encoder.encode(prompts)]
+        return self.text_encoder.encode(prompts)
+
+    def tell(self, texts: Condition, views: Iterable[View]) -> Condition:
+        """These texts, of pictures that are seen so; only a Stable Diffusion XL is told."""
+        return texts.of(time_ids(views, self.numbers_told)) if self.numbers_told else texts
+
+    def negative(self, text: Condition, prompt: str) -> Condition:
+        """What guidance leads away from: the text of this prompt, or zeros for no prompt at all
+        where the model was trained so, as Stable Diffusion XL was (diffusers and the web UI do so;
+        an empty caption is encoded, as their training scripts and kohya's do).
+        """
+        return text.zeroed() if self._zeros_for_empty and not prompt else text
 
 
-def _load_vae(name: str) -> AutoencoderKL:
-    """An autoencoder alone. Raises `ModelError`."""
-    return load_vae_file(Path(name)) if is_single_file(name) else load_pretrained_vae(name)
+def _text_encoder(parts: Parts, syntax: Syntax, clip_skip: int) -> TextEncoder | TextPair:
+    """What encodes prompts: of a Stable Diffusion XL both, of its refiner the second."""
+    xl = parts.text_encoder_2 is not None
+    both = (parts.tokenizer, parts.text_encoder), (parts.tokenizer_2, parts.text_encoder_2)
+    encoders = [
+        TextEncoder(tokenizer, model, syntax=syntax, clip_skip=clip_skip, penultimate=xl)
+        for tokenizer, model in both
+        if tokenizer is not None and model is not None
+    ]
+    return TextPair(*encoders) if len(encoders) == 2 else encoders[0]
+
+
+def _text_hash(encoder: TextEncoder) -> str:
+    """A hash of what a text encoder computes with."""
+    config = {**encoder.model.config.to_dict(), "vocabulary": encoder.tokenizer.get_vocab()}
+    if encoder.penultimate:
+        config |= {"penultimate": True, "padding": encoder.tokenizer.pad_token_id}
+    return _fingerprint(config, encoder.model)
+
+
+def _load_vae(name: str, scaling: float) -> AutoencoderKL:
+    """An autoencoder alone; `scaling` of latents where its file does not say it. `ModelError`."""
+    if is_single_file(name):
+        return load_vae_file(Path(name), scaling)
+    return load_pretrained_vae(name)
 
 
 def _fingerprint(config: Mapping[str, Any], module: torch.nn.Module) -> str:

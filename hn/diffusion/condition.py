@@ -1,13 +1,12 @@
 """What the UNet is told of a picture beside its noisy latents and the timestep."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from hn.diffusion.text_encoder import stack_contexts
 from hn.diffusion.transfer import send
 
 
@@ -16,12 +15,9 @@ class Condition:
     """Of B pictures: the `context` (B, T, D) that attention reads.
 
     Stable Diffusion XL is told more, by way of the embedding of the timestep: its `pooled` text
-    (B, P), and `time_ids` (B, 6): height and width of the picture, top and left of what was cut out
-    of it, height and width of that, all in pixels (arXiv 2307.01952, 2.2). Of its refiner (B, 5):
-    the picture's size, the corner, and a score of its beauty.
-
-    An inpainting model reads a `canvas` (B, 1 + C, h, w) beside the noisy latents, see
-    `hn.diffusion.inpainting`.
+    (B, P), and `time_ids` (B, 6), of its refiner (B, 5), which `hn.diffusion.views` makes. An
+    inpainting model reads a `canvas` (B, 1 + C, h, w) beside the noisy latents, which
+    `hn.diffusion.inpainting` makes.
     """
 
     context: Tensor
@@ -50,6 +46,14 @@ class Condition:
         """Each picture's so often, one after the other."""
         return self._changed(lambda tensor: tensor.repeat_interleave(times, 0))
 
+    def of(self, time_ids: Tensor) -> Self:
+        """The same texts, of pictures that these numbers tell of."""
+        return replace(self, time_ids=time_ids)
+
+    def zeroed(self) -> Self:
+        """What says nothing, and is as large."""
+        return self._changed(torch.zeros_like)
+
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         return self._changed(lambda tensor: tensor.to(device))
@@ -65,7 +69,7 @@ class Condition:
         if self.pooled is not None and self.time_ids is not None:
             arguments["added_cond_kwargs"] = {
                 "text_embeds": send(self.pooled, device, dtype),
-                "time_ids": send(self.time_ids, device, dtype),
+                "time_ids": send(self.time_ids, device),  # whose embedding is computed in float32
             }
         return arguments
 
@@ -83,3 +87,18 @@ class Condition:
     def _tensors(self) -> dict[str, Tensor]:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
+    """Contexts (T_i, D) as one batch (B, T, D), T the longest; others repeat their last vector.
+
+    The web UI's rule. What a prompt's attention reads therefore depends on how long the longest
+    prompt beside it is.
+    """
+    length = max(len(context) for context in contexts)
+    return torch.stack(
+        [
+            torch.cat([context, context[-1:].expand(length - len(context), -1)])
+            for context in contexts
+        ]
+    )

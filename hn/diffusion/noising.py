@@ -47,6 +47,11 @@ def prediction_of(scheduler: Any) -> Prediction:
         raise ModelError(
             f"the scheduler's prediction_type is '{kind}'; supported are epsilon and v_prediction"
         )
+    if "sigma_data" in scheduler.config:  # of diffusers' EDM schedulers, which have no betas
+        raise ModelError(
+            "the scheduler is one of continuous noise (EDM, arXiv 2206.00364); supported are those "
+            "of numbered timesteps, as Stable Diffusion's"
+        )
     return kind
 
 

@@ -2,7 +2,6 @@
 is read.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,26 +10,26 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import HfApi
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from hn.diffusion.attention import context_dims
-from hn.diffusion.layout import is_single_file, reads_canvas
+from hn.diffusion.layout import is_single_file, layout_of, parsed, reads_canvas
 from hn.diffusion.objective import Prediction
 from hn.diffusion.single_file.reading import read_architecture
 from hn.errors import ModelError
 from hn.hub_access import remedied
 
 _FILES = {
-    "unet": "unet/config.json",
     "vae": "vae/config.json",
     "text_encoder": "text_encoder/config.json",
+    "text_encoder_2": "text_encoder_2/config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
 
 
 @dataclass(frozen=True)
 class Outline:
-    """The configurations of the parts of a base model, as JSON values."""
+    """The configurations of the parts of a base model, as JSON values; not of its tokenizers."""
 
     name: str
     parts: dict[str, dict[str, Any]]
@@ -45,9 +44,12 @@ class Outline:
         """
         if is_single_file(name):
             found = read_architecture(Path(name), prediction)
-            parts = {"unet": found.unet, "vae": found.vae, "text_encoder": found.text}
-            return cls(name, {**parts, "scheduler": {}})
-        return cls(name, {part: _read(name, file, revision) for part, file in _FILES.items()})
+            parts = {"unet": found.unet, "vae": found.vae, "scheduler": found.scheduler}
+            return cls(name, {**parts, **found.texts})
+        unet = _read(name, "unet/config.json", revision)
+        parts = [part for part in layout_of(name, revision, unet).parts if part in _FILES]
+        rest = {part: _read(name, _FILES[part], revision) for part in parts}
+        return cls(name, {"unet": unet, **rest})
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
@@ -59,22 +61,36 @@ class Outline:
         """The autoencoder, likewise."""
         return self._made("vae", AutoencoderKL.from_config)
 
-    @cached_property
-    def text_encoder(self) -> CLIPTextModel:
-        """The text encoder, likewise."""
-        return self._made(
-            "text_encoder", lambda values: CLIPTextModel(CLIPTextConfig.from_dict(values))
-        )
+    @property
+    def texts(self) -> list[dict[str, Any]]:
+        """The configurations of its text encoders: one, or two of a Stable Diffusion XL."""
+        return [it for part, it in self.parts.items() if part.startswith("text_encoder")]
 
     @property
     def dims(self) -> tuple[int, ...]:
         """Every context width of the UNet, ascending."""
         return context_dims(self.unet)
 
+    @cached_property
+    def text_weights(self) -> int:
+        """How many weights its text encoders have; the second one projects what it pools."""
+        kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        models = [
+            self._made(part, lambda values, kind=kind: kind(CLIPTextConfig(**values)))
+            for part, kind in kinds.items()
+            if part in self.parts
+        ]
+        return sum(weight.numel() for model in models for weight in model.parameters())
+
     @property
     def text_layers(self) -> int:
-        """How many layers the text encoder has."""
-        return int(self.parts["text_encoder"].get("num_hidden_layers", 12))
+        """How many layers the text encoder has; of two, the one with fewer."""
+        return min(int(text.get("num_hidden_layers", 12)) for text in self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """How long a chunk of a prompt is, with its start and end."""
+        return min(int(text.get("max_position_embeddings", 77)) for text in self.texts)
 
     @property
     def timesteps(self) -> int:
@@ -107,10 +123,4 @@ def _read(name: str, file: str, revision: str | None) -> dict[str, Any]:
     if not Path(name).is_dir():
         with remedied(f"{file} of {name} cannot be fetched"):
             path = Path(HfApi().hf_hub_download(name, file, revision=revision))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is no configuration: it holds a {type(found).__name__}")
-    return found
+    return parsed(path)

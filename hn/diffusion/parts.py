@@ -8,22 +8,29 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from hn.diffusion.layout import check_layout
+from hn.diffusion.layout import check_layout, layout_of
 from hn.diffusion.memory.quantisation import Quantisation, loading_options
 from hn.errors import ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """UNet and text encoder in the precision of the computation, the autoencoder in float32."""
+    """UNet and text encoders in the precision of the computation, the autoencoder in float32.
+
+    The refiner of Stable Diffusion XL has the second text encoder only, 1 and 2 the first.
+    `zeros_for_empty`: what an empty negative prompt says is zeros; None: as it was published.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
     scheduler: Any
+    text_encoder: CLIPTextModel | None = None
+    tokenizer: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+    zeros_for_empty: bool | None = None
 
     @classmethod
     def load(
@@ -37,10 +44,11 @@ class Parts:
     ) -> Self:
         """Raises `ModelError` naming what is missing, before anything large is read."""
         check_layout(name, revision=revision, variant=variant)
+        layout = layout_of(name, revision)
         at: dict[str, Any] = {"revision": revision}
         source = {**at, "variant": variant}
         quantised = loading_options(quantisation, dtype)
-        with _loading("pretrained_model_name_or_path", name, "of a Stable Diffusion 1 or 2"):
+        with _loading("pretrained_model_name_or_path", name, "of a Stable Diffusion 1, 2 or XL"):
             return cls(
                 unet=UNet2DConditionModel.from_pretrained(
                     name, subfolder="unet", torch_dtype=dtype, **source, **quantised
@@ -48,12 +56,32 @@ class Parts:
                 vae=AutoencoderKL.from_pretrained(
                     name, subfolder="vae", torch_dtype=torch.float32, **source
                 ),
-                text_encoder=CLIPTextModel.from_pretrained(
-                    name, subfolder="text_encoder", dtype=dtype, **source
-                ),
-                tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **at),
-                scheduler=DDIMScheduler.from_pretrained(name, subfolder="scheduler", **at),
+                scheduler=_load_scheduler(name, **at),
+                zeros_for_empty=layout.zeros_for_empty,
+                **_load_texts(name, layout.texts, dtype, **source),
             )
+
+
+def _load_texts(
+    name: str, texts: tuple[str, ...], dtype: torch.dtype, *, variant: str | None, **at: Any
+) -> dict[str, Any]:
+    """Text encoders and their tokenizers, by the names of `Parts`."""
+    found: dict[str, Any] = {}
+    for part in texts:
+        kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+        found[part] = kind.from_pretrained(name, subfolder=part, dtype=dtype, variant=variant, **at)
+        tokenizer = part.replace("text_encoder", "tokenizer")
+        found[tokenizer] = CLIPTokenizer.from_pretrained(name, subfolder=tokenizer, **at)
+    return found
+
+
+def _load_scheduler(name: str, **at: Any) -> Any:
+    """As DDIM, whichever it is: of that of Stable Diffusion XL, Euler, noise and steps are kept.
+
+    What DDIM asks beyond it is as in all Stable Diffusions, where its own defaults would clip.
+    """
+    found: Any = DDIMScheduler.load_config(name, subfolder="scheduler", **at)
+    return DDIMScheduler.from_config({"clip_sample": False, "set_alpha_to_one": False, **found})
 
 
 def load_pretrained_vae(name: str) -> AutoencoderKL:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -16,6 +16,7 @@ from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
 from hn.diffusion.inpainting import blank, reading
 from hn.diffusion.noising import GUIDANCE_RESCALE
+from hn.diffusion.views import BEAUTIFUL, PLAIN, SCORED
 from hn.storage import whole
 
 DRAWN_AT_ONCE = 4  # pictures
@@ -71,44 +72,70 @@ class Painter:
 
     def _parts(self) -> Iterator[Tensor]:
         """Latents of as many pictures as are drawn at once."""
-        starts = range(0, len(self._prompts), DRAWN_AT_ONCE)
+        # diffusers mixes up the scores of several pictures: those of the refiner come one by one
+        at_once = 1 if self._base.numbers_told == SCORED else DRAWN_AT_ONCE
+        starts = range(0, len(self._prompts), at_once)
         for start in tqdm(starts, "drawing", leave=False, disable=not self._progress):
-            yield self._draw(range(start, min(start + DRAWN_AT_ONCE, len(self._prompts))))
+            yield self._draw(range(start, min(start + at_once, len(self._prompts))))
 
     @torch.no_grad()
     def _draw(self, rows: range) -> Tensor:
-        dtype, device = self._base.unet.dtype, self._base.device
         generators = [torch.Generator().manual_seed(self._seed + row) for row in rows]
-        noise = None
-        if self._canvas is not None:  # the pipeline would draw some for the canvas, too
-            channels = self._base.unet.config["out_channels"]
-            shape = (len(rows), channels, *self._canvas.shape[-2:])
-            noise = randn_tensor(shape, generator=generators, device=device, dtype=dtype)
-        prompts = self._prompts[rows.start : rows.stop].context.to(device, dtype)
+        prompts = self._prompts[rows.start : rows.stop]
         with reading(self._base.unet, self._canvas):
             return self._pipeline(
-                prompt_embeds=prompts,
-                negative_prompt_embeds=self._negative.context.to(device, dtype).expand_as(prompts),
+                **self._embeds(prompts, "prompt"),
+                **self._embeds(self._negative.repeat(len(rows)), "negative_prompt"),
+                **self._told(),
                 generator=generators,
-                latents=noise,
+                latents=self._noise(generators),
                 output_type="latent",
                 **self._settings,
             ).images
 
+    def _noise(self, generators: list[torch.Generator]) -> Tensor | None:
+        """What painting begins with (B, C, h, w): the pipeline would draw some for the canvas, too.
+        Without a canvas that is left to it.
+        """
+        if self._canvas is None:
+            return None
+        unet = self._base.unet
+        shape = (len(generators), unet.config["out_channels"], *self._canvas.shape[-2:])
+        return randn_tensor(shape, generator=generators, device=self._base.device, dtype=unet.dtype)
+
+    def _embeds(self, of: Condition, what: str) -> dict[str, Tensor]:
+        """Texts as diffusers' pipelines take them: of a "prompt", or of a "negative_prompt"."""
+        named = {f"{what}_embeds": of.context}
+        if of.pooled is not None:
+            named[f"{what.removesuffix('prompt')}pooled_prompt_embeds"] = of.pooled
+        return {name: it.to(self._base.device, self._base.unet.dtype) for name, it in named.items()}
+
+    def _told(self) -> dict[str, Any]:
+        """What the refiner is told in place of a size; what all others are told follows of it."""
+        if self._base.numbers_told != SCORED:
+            return {}
+        own = self._settings["height"], self._settings["width"]
+        negative = {"negative_original_size": own, "negative_target_size": (PLAIN,)}
+        return {"original_size": own, "target_size": (BEAUTIFUL,), **negative}
+
 
 def bare_pipeline(base: BaseModel, scheduler: Any) -> Any:
     """Diffusers' pipeline around the base model's UNet, for given contexts, up to the latents."""
-    pipeline_class: Any = StableDiffusionPipeline  # its annotations know neither None nor DDIM
-    pipeline = pipeline_class(
-        vae=None,  # latents are decoded by us; a parked autoencoder would set the device
-        text_encoder=None,  # contexts are given
-        tokenizer=None,
-        unet=base.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        "vae": None,  # latents are decoded by us; a parked autoencoder would set the device
+        "text_encoder": None,  # contexts are given
+        "tokenizer": None,
+        "unet": base.unet,
+        "scheduler": scheduler,
+    }
+    # their annotations know neither None nor DDIM
+    one: Any = StableDiffusionPipeline
+    xl: Any = StableDiffusionXLPipeline
+    if base.numbers_told:
+        pipeline = xl(text_encoder_2=None, tokenizer_2=None, add_watermarker=False, **parts)
+    else:
+        none = {"safety_checker": None, "feature_extractor": None}
+        pipeline = one(requires_safety_checker=False, **none, **parts)
     pipeline.vae_scale_factor = base.downscaling
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

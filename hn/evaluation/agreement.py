@@ -35,7 +35,7 @@ def errors(
     found = torch.empty(len(latents), len(prompts))
     for column, prompt in enumerate(tqdm(prompts, "agreement", leave=False)):
         asked = [prompt] * len(latents)
-        pictures = Pictures(list(latents), None, asked, names, contexts, canvases)
+        pictures = Pictures(list(latents), None, asked, names, contexts, canvases=canvases)
         for rows in pictures.batches(draws):
             drawn = paired.draw(pictures, rows, draws, base, seed)
             prediction = predict(

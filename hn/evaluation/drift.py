@@ -37,7 +37,9 @@ class Drift:
     ) -> None:  # fmt: skip
         names = [str(number) for number in range(len(latents))]
         canvases = blanks(base, latents)
-        self._pictures = Pictures(list(latents), None, list(prompts), names, contexts, canvases)
+        self._pictures = Pictures(
+            list(latents), None, list(prompts), names, contexts, canvases=canvases
+        )
         self._base = base
         self._seed = seed
         self._draws = draws

@@ -90,7 +90,7 @@ def check_pairing(nets: Iterable[Hypernetwork], base: Sequence[int]) -> None:
             warnings.warn(
                 f"{name} is for {made_for(net.dims)}: the UNet has no attention of width "
                 f"{unknown}, so they do nothing",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import hn
-from hn.diffusion.attention import context_dims
+from hn.diffusion.attention import attention_layers, context_dims
+from hn.diffusion.places import dims_by_place
 from hn.diffusion.surgery.folding import maps_of
 from hn.errors import ModelError
 from hn.network import families
@@ -72,7 +73,8 @@ def test_each_file_fits_its_own_family_and_no_other(unets, base, made_for):
     assert f"so it is for {NAMES[made_for]};" in str(caught.value)
     assert f"which is {NAMES[base]}: take" in str(caught.value)
     with pytest.raises(ModelError, match="so it is for"):  # as baking and exporting ask
-        maps_of([(net(*OWN[made_for]).eval(), 1.0)], context_dims(unets[base]))
+        there = dims_by_place(attention_layers(unets[base]))
+        maps_of([(net(*OWN[made_for]).eval(), 1.0)], there)
 
 
 @pytest.mark.parametrize("dims", [(768,), (640, 1280), (1280,), (320, 640, 1280)])

@@ -7,7 +7,8 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hn import demo
-from hn.diffusion.text_encoder import TextEncoder, emphasise, stack_contexts
+from hn.diffusion.condition import stack_contexts
+from hn.diffusion.text_encoder import TextEncoder, emphasise
 from hn.errors import NumericsError, OptionError
 from tests import golden
 
@@ -30,6 +31,10 @@ def plain():
 @pytest.fixture(scope="module")
 def webui():
     return make(syntax="webui")
+
+
+def contexts(encoder, prompts):
+    return [found.context[0] for found in encoder.encode(prompts)]
 
 
 def ids_of(encoder, text):
@@ -58,14 +63,14 @@ def test_plain_prompts_have_the_bits_of_diffusers_formula(plain):
     )
     with torch.no_grad():
         expected = plain.model(tokens.input_ids).last_hidden_state
-    found = plain.encode(PROMPTS)
+    found = contexts(plain, PROMPTS)
     assert [context.shape for context in found] == [(SIZE + 2, 80)] * len(PROMPTS)
     assert torch.equal(torch.stack(found), expected)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:2])
 def test_a_short_prompt_without_marks_is_the_same_in_both_syntaxes(plain, webui, prompt):
-    assert torch.equal(webui.encode([prompt])[0], plain.encode([prompt])[0])
+    assert torch.equal(contexts(webui, [prompt])[0], contexts(plain, [prompt])[0])
 
 
 @pytest.mark.parametrize(
@@ -87,13 +92,13 @@ def test_a_short_prompt_without_marks_is_the_same_in_both_syntaxes(plain, webui,
 )
 def test_long_prompts_take_several_chunks(webui, prompt, lengths):
     assert [len(chunk) for chunk in webui.chunks(prompt)] == lengths
-    (context,) = webui.encode([prompt])
+    (context,) = contexts(webui, [prompt])
     assert context.shape == (len(lengths) * (SIZE + 2), 80)
 
 
 def test_each_chunk_is_encoded_by_itself(webui):
     first, second = ids_of(webui, "red " * 15 + ","), ids_of(webui, "blue " * 20)
-    (context,) = webui.encode(["red " * 15 + ", " + "blue " * 20])
+    (context,) = contexts(webui, ["red " * 15 + ", " + "blue " * 20])
     expected = states(webui, [framed(webui, first), framed(webui, second)])
     assert torch.equal(context, expected.flatten(0, 1))
 
@@ -104,12 +109,12 @@ def test_padding_is_the_tokenizers_own():
     assert encoder.tokenizer.pad_token_id == 0
     row = framed(encoder, ids_of(encoder, "red star"))
     assert row[3:6] == [encoder.tokenizer.eos_token_id, 0, 0]
-    assert torch.equal(encoder.encode(["red star"])[0], states(encoder, [row])[0])
+    assert torch.equal(contexts(encoder, ["red star"])[0], states(encoder, [row])[0])
 
 
 def test_weights_multiply_vectors_and_each_chunk_keeps_its_mean(webui):
     prompt = "a (large:1.5) [red] star BREAK on (a blue:0.3) background BREAK a star"
-    (context,) = webui.encode([prompt])
+    (context,) = contexts(webui, [prompt])
     sections = [
         [("a", 1.0), ("large", 1.5), ("red", 1 / 1.1), ("star", 1.0)],
         [("on", 1.0), ("a blue", 0.3), ("background", 1.0)],
@@ -137,24 +142,24 @@ def test_weights_of_one_change_no_bit():
 
 
 def test_half_precision_stays(webui):
-    (context,) = make(syntax="webui", dtype=torch.bfloat16).encode(["a (red:1.3) star"])
+    (context,) = contexts(make(syntax="webui", dtype=torch.bfloat16), ["a (red:1.3) star"])
     assert context.dtype == torch.bfloat16
-    reference = webui.encode(["a (red:1.3) star"])[0]
+    reference = contexts(webui, ["a (red:1.3) star"])[0]
     assert float((context.float() - reference).norm() / reference.norm()) < 0.05
 
 
 def test_a_weight_beyond_all_measure_names_the_prompt(webui):
     with pytest.raises(NumericsError, match=r"prompt 'a \(red:1000.*not finite"):
-        webui.encode([f"a (red:1{'0' * 60}) star"])
+        contexts(webui, [f"a (red:1{'0' * 60}) star"])
 
 
 @pytest.mark.parametrize("syntax", ["plain", "webui"])
 def test_what_a_prompt_becomes_does_not_depend_on_its_neighbours(syntax):
     encoder = make(syntax=syntax)
-    together = encoder.encode([*PROMPTS, "a star BREAK a heart"])
+    together = contexts(encoder, [*PROMPTS, "a star BREAK a heart"])
     for prompt, context in zip(PROMPTS, together, strict=False):
         tolerance = 0 if syntax == "webui" else 1e-5
-        torch.testing.assert_close(encoder.encode([prompt])[0], context, rtol=0, atol=tolerance)
+        torch.testing.assert_close(contexts(encoder, [prompt])[0], context, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("syntax", ["plain", "webui"])
@@ -165,9 +170,9 @@ def test_clip_skip_2_is_the_encoder_without_its_last_layer(syntax):
     shorter = TextEncoder(tokenizer, model, syntax=syntax)
     skipping, whole = make(syntax=syntax, clip_skip=2), make(syntax=syntax)
     for prompt in PROMPTS:
-        (found,) = skipping.encode([prompt])
-        assert torch.equal(found, shorter.encode([prompt])[0])
-        assert not torch.allclose(found, whole.encode([prompt])[0], atol=0.01)
+        (found,) = contexts(skipping, [prompt])
+        assert torch.equal(found, contexts(shorter, [prompt])[0])
+        assert not torch.allclose(found, contexts(whole, [prompt])[0], atol=0.01)
 
 
 def test_clip_skip_reads_hidden_states_from_the_end(plain):
@@ -176,7 +181,7 @@ def test_clip_skip_reads_hidden_states_from_the_end(plain):
         hidden = plain.model(rows, output_hidden_states=True).hidden_states
         for skip in (1, 2):
             expected = plain.model.final_layer_norm(hidden[-skip])[0]
-            assert torch.equal(make(clip_skip=skip).encode(["red star"])[0], expected)
+            assert torch.equal(contexts(make(clip_skip=skip), ["red star"])[0], expected)
 
 
 @pytest.mark.parametrize("skip", [0, 3])
@@ -194,7 +199,7 @@ def test_names_of_special_tokens_are_text(syntax):
     assert special.count(encoder.tokenizer.eos_token_id) == 2
     row = encoder.tokenizer(prompt, split_special_tokens=True, add_special_tokens=False).input_ids
     assert encoder.tokenizer.eos_token_id not in row
-    assert torch.equal(encoder.encode([prompt])[0], states(encoder, [framed(encoder, row)])[0])
+    assert torch.equal(contexts(encoder, [prompt])[0], states(encoder, [framed(encoder, row)])[0])
     assert encoder.remarks(["red", prompt, "<|startoftext|>"]) == [
         "2 of 3 prompts name a special token, which is read as text; the first begins "
         "'red <|endoftext|> star'"
@@ -219,7 +224,7 @@ def test_a_tokenizer_without_a_length_gets_that_of_the_model(plain, tmp_path):
     assert tokenizer.model_max_length > 1e9
     encoder = TextEncoder(tokenizer, plain.model)
     assert encoder.length == 32
-    assert torch.equal(encoder.encode(["red"])[0], plain.encode(["red"])[0])
+    assert torch.equal(contexts(encoder, ["red"])[0], contexts(plain, ["red"])[0])
 
 
 def test_contexts_are_stacked_as_the_web_ui_stacks_them():

@@ -96,8 +96,9 @@ class StreamedBatches:
             ]
             latents = latents + moments.std * torch.stack(noise)
         self._names |= {it.content: it.name for it in ready.samples}
+        texts = Condition.join(self._base.encode_prompts(ready.prompts))
         weights = [it.weights for it in ready.samples if it.weights is not None]
-        told = Condition.join(self._base.encode_prompts(ready.prompts))
+        told = self._base.tell(texts, [it.view for it in ready.samples])
         return Batch(
             step=ready.step,
             slots=ready.slots,

@@ -20,6 +20,7 @@ from hn.data.pictures.framing import (
     to_levels,
     to_tensor,
 )
+from hn.diffusion.views import View
 from hn.errors import DataError
 
 
@@ -30,6 +31,7 @@ class Sample:
     name: str
     content: int  # 64 bits that stand for the picture's bytes
     mirrored: bool
+    view: View
     pixels: Tensor  # (3, height, width) in -1..1
     weights: Tensor | None  # (1, h, w) at the latents' size
     hole: Tensor | None = None  # (1, height, width): 1 where an inpainting model is to paint
@@ -70,10 +72,9 @@ class Samples:
             pixels = pixels.flip(-1)
             weights = None if weights is None else weights.flip(-1)
         digest = hashlib.sha256(read_content(example)).digest()
-        content = int.from_bytes(digest[:8])
-        return Sample(
-            example.name, content, mirrored, pixels, weights, self._hole(size, step, slot)
-        )
+        content, hole = int.from_bytes(digest[:8]), self._hole(size, step, slot)
+        view = View(picture.size, frame.seen_corner(mirrored), frame.size)
+        return Sample(example.name, content, mirrored, view, pixels, weights, hole)
 
     def _weights(self, name: str, alpha: Image.Image | None, frame: Frame) -> Tensor | None:
         """Loss weights (1, h, w) of what is seen, of this sample alone; None: all ones."""

@@ -1,6 +1,6 @@
 """Prompts drawn, and more of them looked at, for the sake of what attention reads meanwhile."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Generic
@@ -19,8 +19,10 @@ from hn.diffusion.condition import Condition
 from hn.diffusion.denoiser import predict
 from hn.diffusion.inpainting import blanks
 from hn.diffusion.pipeline import Painter
+from hn.diffusion.surgery.noted import Kept
 from hn.diffusion.surgery.options import FEWEST, ProbeOptions
-from hn.diffusion.surgery.probing import PROMPTS, WORDS, Kept, Probe
+from hn.diffusion.surgery.probing import PROMPTS, WORDS, Probe
+from hn.diffusion.views import View
 from hn.network.module import Hypernetwork
 
 DRAWN = 16  # prompts; others are looked at once
@@ -33,8 +35,8 @@ SEEDS = (0, 1000)  # of what is seen, and of what is kept apart
 class Seen(Generic[Kept]):
     """What the layers read of most prompts, and of those kept apart, by their names."""
 
-    most: dict[str, Kept]
-    others: dict[str, Kept]
+    most: Mapping[str, Kept]
+    others: Mapping[str, Kept]
 
 
 class Sitting:
@@ -77,8 +79,11 @@ class Sitting:
         """One forward of each text, with any of the latents (P, C, h, w)."""
         base, generator = self.base, torch.Generator().manual_seed(seed)
         texts = replace(texts, canvas=blanks(base, latents[:1].expand(len(texts), -1, -1, -1)))
+        height, width = (side * base.downscaling for side in latents.shape[-2:])
+        size = width, height
         for start in tqdm(range(0, len(texts), AT_ONCE), "looking", leave=False):
             condition = texts[start : start + AT_ONCE]
+            condition = base.tell(condition, [View.whole(size)] * len(condition))
             rows = torch.randint(len(latents), (len(condition),), generator=generator)
             timesteps = torch.randint(
                 len(base.alphas_cumprod), (len(condition),), generator=generator
@@ -106,7 +111,7 @@ class Sitting:
         return Painter(
             base,
             conditions[:-1],
-            conditions[-1:],
+            base.negative(conditions[-1:], ""),
             size=options.size or (side, side),
             steps=options.steps,
             guidance_scale=options.guidance_scale,
