@@ -13,7 +13,7 @@ import torch
 # The order is part of what a seed means: append only.
 PURPOSES = (
     *("order", "variant", "latent", "caption", "noise", "crop", "heldout", "dropout"),
-    *("buckets", "shards", "chunk", "prompt", "strata"),
+    *("buckets", "shards", "chunk", "prompt", "strata", "mask"),
 )
 
 

@@ -9,20 +9,31 @@ from hn import rng
 from hn.data.cache.index import Index
 from hn.data.cache.store import Store
 from hn.diffusion.views import View
+from hn.errors import DataError
 
 
 class Latents:
     """Latents and loss weights of the pictures of an index.
 
     `sampling`: "deterministic" takes the mean of a variant's moments, "once" one sample for the
-    whole run, "random" a sample of each step and slot.
+    whole run, "random" a sample of each step and slot. For an inpainting model they have canvases.
+    Raises `DataError` if it is one, and the cache was made for another kind.
     """
 
-    def __init__(self, index: Index, store: Store, sampling: str, seed: int) -> None:
+    def __init__(
+        self, index: Index, store: Store, sampling: str, seed: int, *, inpainting: bool = False
+    ) -> None:
         self.index = index
         self._store = store
         self._sampling = sampling
         self._seed = seed
+        self.inpainting = inpainting
+        if inpainting and len(index) and not index.canvases(0, 0):
+            raise DataError(
+                f"the cache {store.folder.parent} was not made for an inpainting model: it has no "
+                "masks and no pictures without what they hide. Make it with the base model that is "
+                "trained on"
+            )
         self._loss_weights = index.numbers("loss_weight")
         masked = index.table.column("weights").null_count < len(index)
         self._weighted = masked or bool((self._loss_weights != 1).any())
@@ -65,6 +76,22 @@ class Latents:
         )
         noise = torch.randn(mean.shape, generator=rng.generator(self._seed, "latent", *position))
         return mean + std * noise
+
+    def canvases(
+        self, pictures: Sequence[int], variants: Sequence[int], step: int, slots: Sequence[int]
+    ) -> Tensor:
+        """What an inpainting model reads beside them (B, 1 + C, h, w): of each one of its own,
+        drawn anew for every step and slot.
+        """
+        keys = []
+        for picture, variant, slot in zip(pictures, variants, slots, strict=True):
+            own = self.index.canvases(picture, variant)
+            keys.append(own[rng.python_random(self._seed, "mask", step, slot).randrange(len(own))])
+        return self._store.stack(keys).float()
+
+    def first_canvas(self, picture: int) -> Tensor:
+        """That (1 + C, h, w) of the first variant with its first hole."""
+        return self._store.read(self.index.canvases(picture, 0)[:1])[0].float()
 
     def weights(self, pictures: Sequence[int], variants: Sequence[int]) -> Tensor | None:
         """How much each place of these variants counts (B, 1, h, w); None: all the same."""
