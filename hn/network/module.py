@@ -192,8 +192,9 @@ class Hypernetwork(nn.Module):
         """Make a new hypernetwork, at step 0.
 
         With `weight_initialization="identity"`, the default, it starts as the base model. With a
-        `seed` its weights are reproducible (and the global random state is left alone). Raises
-        `ModelError` for what cannot be built.
+        `seed` its weights are reproducible (and the global random state is left alone). `sides` and
+        `blocks` limit which layers read through it (`reach`). Raises `ModelError` for what cannot
+        be built.
         """
         config = HypernetworkConfig(
             dims=tuple(dims),
