@@ -110,6 +110,8 @@ class Hypernetwork(nn.Module):
                 for dim in config.dims
             }
         )
+        random = (nn.Dropout, nn.RReLU)
+        self._has_dropout = any(isinstance(module, random) for module in self.modules())
         self.eval()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -161,8 +163,7 @@ class Hypernetwork(nn.Module):
     @property
     def has_active_dropout(self) -> bool:
         """Whether calling it twice gives two results."""
-        random = (nn.Dropout, nn.RReLU)
-        return self.training and any(isinstance(module, random) for module in self.modules())
+        return self.training and self._has_dropout
 
     def module(self, dim: int, side: str) -> HypernetworkModule:
         """The module for contexts of width `dim`; `side` is "k" or "v"."""

@@ -56,7 +56,7 @@ def test_a_step_that_does_not_report_waits_for_nothing(model, pictures, tmp_path
     """But on a CPU, where it costs nothing, the guard reads the norm before the step, not after."""
     more = _more_syncs(model, pictures, tmp_path, "cpu")
     places = {sync.rpartition(":")[0]: number for sync, number in more.items()}
-    assert places == {"tolist at hn/training/readings.py": 2}
+    assert places == {"tolist at hn/training/watching/readings.py": 2}
 
 
 @pytest.mark.gpu
