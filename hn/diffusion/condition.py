@@ -98,7 +98,9 @@ def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
     length = max(len(context) for context in contexts)
     return torch.stack(
         [
-            torch.cat([context, context[-1:].expand(length - len(context), -1)])
+            context
+            if len(context) == length
+            else torch.cat([context, context[-1:].expand(length - len(context), -1)])
             for context in contexts
         ]
     )

@@ -167,6 +167,8 @@ class Hypernetwork(nn.Module):
             if config.block_dims
             else Pairs(config.dims, config, draw_weights=draw_weights)
         )
+        random = (nn.Dropout, nn.RReLU)
+        self._has_dropout = any(isinstance(module, random) for module in self.modules())
         self.eval()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -228,8 +230,7 @@ class Hypernetwork(nn.Module):
     @property
     def has_active_dropout(self) -> bool:
         """Whether calling it twice gives two results."""
-        random = (nn.Dropout, nn.RReLU)
-        return self.training and any(isinstance(module, random) for module in self.modules())
+        return self.training and self._has_dropout
 
     def parts(self) -> Iterator[Part]:
         """All its modules, in the order of their parameters."""
