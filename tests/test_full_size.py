@@ -1,0 +1,60 @@
+"""Stable Diffusion XL at its full size, without its weights: a training step, what it takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hn.diffusion.memory.plan import Plan, blocks_of
+from hn.diffusion.memory.rehearsal import Step, inputs, rehearsal
+from hn.diffusion.outline import Outline
+from hn.network.description import HypernetworkConfig
+from tests import full_size, runs
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder."""
+    return full_size.write_xl(tmp_path_factory.mktemp("xl"))
+
+
+def test_a_unet_of_full_size_passes_a_training_step(xl):
+    """In tensors without data: 2.57 billion frozen weights, latents of a picture of 1024 pixels."""
+    outline = Outline.read(str(xl))
+    assert outline.dims == full_size.XL_DIMS
+    assert outline.unet.num_parameters() == full_size.XL_PARAMETERS
+    network = HypernetworkConfig(dims=outline.dims, activation_func="mish")
+    unet = (xl / "unet" / "config.json").read_text()
+    step = Step(unet, network, torch.bfloat16, 1, 128, 128, outline.tokens)
+    plan = Plan(frozen_aware=True, blocks=blocks_of(outline.unet))
+    with rehearsal(step, plan) as denoiser:
+        noisy, timesteps, condition = inputs(step, denoiser.unet)
+        assert condition.context.shape == (1, 77, 2048)
+        assert condition.pooled is not None
+        assert condition.pooled.shape == (1, 1280)
+        prediction, _ = denoiser(noisy, timesteps, condition)
+        assert prediction.shape == (1, 4, 128, 128)
+        prediction.float().square().mean().backward()
+        trained = list(denoiser.hypernetwork.parameters())
+    assert sum(it.numel() for it in trained) == full_size.XL_TRAINED
+    assert all(it.grad is not None and it.grad.shape == it.shape for it in trained)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_dry_run_knows_what_it_takes(xl, pictures, tmp_path, capsys):
+    """Parts in MiB: the UNet in bfloat16, both text encoders, the autoencoder in float32."""
+    changes = {"resolution": 1024, "mixed_precision": "bf16", "gradient_checkpointing": True}
+    flags = runs.settings(xl, pictures, tmp_path / "out", train_batch_size=1, **changes)
+    assert runs.train_here([*flags, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    told = {line.rsplit(maxsplit=2)[0].strip(): line for line in said.splitlines() if "MiB" in line}
+    found = {name: int(line.split()[-2]) for name, line in told.items() if line.endswith("MiB")}
+    assert found["base model"] == round(2 * full_size.XL_PARAMETERS / MIB)
+    assert found["hypernetwork"] == round(4 * full_size.XL_TRAINED / MIB)
+    assert found["optimizer"] == 2 * found["hypernetwork"] - 1  # two moments
+    assert 600 <= found["activations"] + found["gradients"] <= 900
+    text = 123_060_480 + 694_659_840  # parameters of both, as published
+    encoding = 2 * (full_size.XL_PARAMETERS + text) + 4 * 83_653_863
+    assert 2000 <= found["encoding pictures takes"] - encoding / MIB <= 3000
