@@ -29,8 +29,8 @@ def own(
         unet.to(memory_format=torch.channels_last)
     denoiser = Denoiser(unet, network, plan=Plan(frozen_aware=frozen_aware), **features)
 
-    def forward(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return denoiser(noisy, timesteps, Condition(context=context))[0]
+    def forward(noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        return denoiser(noisy, timesteps, condition)[0]
 
     return Contender(scene, forward, list(network.parameters()), network=network)
 
