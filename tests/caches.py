@@ -72,6 +72,7 @@ def make(
         "height": [16 for _ in rows],
         "size": [[16, 16] for _ in rows],
         "keys": keys,
+        "corners": [[[0, 0]] * len(row) for row in keys],
         "weights": weight_keys,
         "repeats": [1 for _ in rows],
         "loss_weight": [1.0 for _ in rows],

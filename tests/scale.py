@@ -84,6 +84,7 @@ def _part(rows: range, keys: list[list[bytes]]) -> pa.Table:
         "height": [SIZES[row % len(SIZES)][1] for row in rows],
         "size": [SIZES[row % len(SIZES)] for row in rows],
         "keys": keys,
+        "corners": [[(0, 0)] * len(row) for row in keys],
         "weights": [None] * count,
         "repeats": [1 + (row % 7 == 0) for row in rows],
         "loss_weight": [1.0] * count,

@@ -105,7 +105,7 @@ def cached_latents(config: Config, base: BaseModel, cache: Cache, split: str) ->
     if not cache.index_path(split).is_file():
         return None
     index = Index.open(cache.index_path(split))
-    index.check(cache.store, base.vae_fingerprint)
+    index.check(cache.store, base.vae_fingerprint, corners=base.numbers_told > 0)
     return Latents(index, cache.store, config.data.latent_sampling, config.training.seed)
 
 

@@ -129,11 +129,12 @@ def build_painter(config: Config, base: BaseModel, contexts: Contexts) -> Painte
     prompts = list(validation.validation_prompt)
     if not prompts:
         return None
-    stacked = contexts.stack([*prompts, validation.validation_negative_prompt])
+    negative = validation.validation_negative_prompt
+    stacked = contexts.stack([*prompts, negative])
     return Painter(
         base,
         stacked[:-1],
-        stacked[-1:],
+        base.negative(stacked[-1:], negative),
         size=config.data.size,
         steps=validation.validation_inference_steps,
         guidance_scale=validation.validation_guidance_scale,

@@ -117,7 +117,7 @@ def build_latents(
     """What the cache has of the pictures; what it lacks is encoded into it first."""
     if dataset is None:
         index = Index.open(cache.index_path(split))
-        index.check(cache.store, base.vae_fingerprint)
+        index.check(cache.store, base.vae_fingerprint, corners=base.numbers_told > 0)
         what = "latents" if split == "train" else "held-out latents"
         accelerator.print(f"{what}: {len(index)} pictures, from {config.data.cached_data_dir}")
     else:
@@ -212,6 +212,7 @@ def pictures_of(
         prompts=[written.plain(row)[0] for row in rows],
         names=[latents.index.words[row]["name"] for row in rows],
         contexts=contexts,
+        views=latents.views(rows, [0] * len(rows)) if contexts.sized else None,
     )
 
 

@@ -12,7 +12,7 @@ from hn.data.tally import Tally
 from hn.data.words.captions import load_template
 from hn.data.words.prompts import EXAMPLES, Prompts
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.text_encoder import TextEncoder
+from hn.diffusion.text_encoder import TextEncoder, TextPair
 from hn.errors import OptionError
 
 MIB = 2**20
@@ -56,7 +56,9 @@ def encode_prompts(
     return True
 
 
-def tell_cut(prompts: Prompts, names: Sequence[str], encoder: TextEncoder, tally: Tally) -> None:
+def tell_cut(
+    prompts: Prompts, names: Sequence[str], encoder: TextEncoder | TextPair, tally: Tally
+) -> None:
     """Which pictures have a prompt that is cut, of the first `EXAMPLES`, the longest first."""
     if encoder.syntax != "plain":
         return
@@ -68,7 +70,11 @@ def tell_cut(prompts: Prompts, names: Sequence[str], encoder: TextEncoder, tally
 
 
 def _decided(
-    config: Config, prompts: Prompts, every: list[str] | None, encoder: TextEncoder, limit: int
+    config: Config,
+    prompts: Prompts,
+    every: list[str] | None,
+    encoder: TextEncoder | TextPair,
+    limit: int,
 ) -> str:
     data, each = config.data, encoder.context_nbytes
     if every is not None:

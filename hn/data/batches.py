@@ -101,13 +101,14 @@ class Batches:
             for picture, slot in zip(pictures, slots, strict=True)
         ]
         variants = [self._variant(step, slot) for slot in slots]
+        views = self._latents.views(pictures, variants) if self._contexts.sized else None
         batch = Batch(
             step=step,
             slots=slots,
             pictures=pictures,
             prompts=prompts,
             latents=self._latents.samples(pictures, variants, step, slots),
-            condition=self._contexts.stack(prompts),
+            condition=self._contexts.stack(prompts, views),
             loss_weights=self._latents.weights(pictures, variants),
         )
         self._latents.index.let_go()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
+from hn.diffusion.views import BEAUTIFUL, PLAIN, SCORED
 from hn.storage import whole
 
 DRAWN_AT_ONCE = 4  # pictures
@@ -63,36 +64,57 @@ class Painter:
 
     def _parts(self) -> Iterator[Tensor]:
         """Latents of as many pictures as are drawn at once."""
-        starts = range(0, len(self._prompts), DRAWN_AT_ONCE)
+        # diffusers mixes up the scores of several pictures: those of the refiner come one by one
+        at_once = 1 if self._base.numbers_told == SCORED else DRAWN_AT_ONCE
+        starts = range(0, len(self._prompts), at_once)
         for start in tqdm(starts, "drawing", leave=False, disable=not self._progress):
-            yield self._draw(range(start, min(start + DRAWN_AT_ONCE, len(self._prompts))))
+            yield self._draw(range(start, min(start + at_once, len(self._prompts))))
 
     @torch.no_grad()
     def _draw(self, rows: range) -> Tensor:
-        dtype, device = self._base.unet.dtype, self._base.device
-        prompts = self._prompts[rows.start : rows.stop].context.to(device, dtype)
+        prompts = self._prompts[rows.start : rows.stop]
         return self._pipeline(
-            prompt_embeds=prompts,
-            negative_prompt_embeds=self._negative.context.to(device, dtype).expand_as(prompts),
+            **self._embeds(prompts, "prompt"),
+            **self._embeds(self._negative.repeat(len(rows)), "negative_prompt"),
+            **self._told(),
             generator=[torch.Generator().manual_seed(self._seed + row) for row in rows],
             output_type="latent",
             **self._settings,
         ).images
 
+    def _embeds(self, of: Condition, what: str) -> dict[str, Tensor]:
+        """Texts as diffusers' pipelines take them: of a "prompt", or of a "negative_prompt"."""
+        named = {f"{what}_embeds": of.context}
+        if of.pooled is not None:
+            named[f"{what.removesuffix('prompt')}pooled_prompt_embeds"] = of.pooled
+        return {name: it.to(self._base.device, self._base.unet.dtype) for name, it in named.items()}
+
+    def _told(self) -> dict[str, Any]:
+        """What the refiner is told in place of a size; what all others are told follows of it."""
+        if self._base.numbers_told != SCORED:
+            return {}
+        own = self._settings["height"], self._settings["width"]
+        negative = {"negative_original_size": own, "negative_target_size": (PLAIN,)}
+        return {"original_size": own, "target_size": (BEAUTIFUL,), **negative}
+
 
 def bare_pipeline(base: BaseModel, scheduler: Any) -> Any:
     """Diffusers' pipeline around the base model's UNet, for given contexts, up to the latents."""
-    pipeline_class: Any = StableDiffusionPipeline  # its annotations know neither None nor DDIM
-    pipeline = pipeline_class(
-        vae=None,  # latents are decoded by us; a parked autoencoder would set the device
-        text_encoder=None,  # contexts are given
-        tokenizer=None,
-        unet=base.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        "vae": None,  # latents are decoded by us; a parked autoencoder would set the device
+        "text_encoder": None,  # contexts are given
+        "tokenizer": None,
+        "unet": base.unet,
+        "scheduler": scheduler,
+    }
+    # their annotations know neither None nor DDIM
+    one: Any = StableDiffusionPipeline
+    xl: Any = StableDiffusionXLPipeline
+    if base.numbers_told:
+        pipeline = xl(text_encoder_2=None, tokenizer_2=None, add_watermarker=False, **parts)
+    else:
+        none = {"safety_checker": None, "feature_extractor": None}
+        pipeline = one(requires_safety_checker=False, **none, **parts)
     pipeline.vae_scale_factor = base.downscaling
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -45,15 +45,16 @@ class Studio:
     def draw(self, prompts: Sequence[str], seeds: int, what: str = "drawing") -> Drawn:
         """So many pictures of each prompt, each from noise of its own."""
         validation = self.config.validation
-        context = self.contexts.stack([*prompts, validation.validation_negative_prompt])
-        repeated = context[:-1].repeat(seeds)
+        negative = validation.validation_negative_prompt
+        stacked = self.contexts.stack([*prompts, negative])
+        repeated = stacked[:-1].repeat(seeds)
         pictures: list[Image.Image] = []
         starts = range(0, len(repeated), DRAWN_AT_ONCE)
         for start in tqdm(starts, what, leave=False):
             pictures += Painter(
                 self.base,
                 repeated[start : start + DRAWN_AT_ONCE],
-                context[-1:],
+                self.base.negative(stacked[-1:], negative),
                 size=self.config.data.size,
                 steps=validation.validation_inference_steps,
                 guidance_scale=validation.validation_guidance_scale,

@@ -17,6 +17,7 @@ from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
+from hn.diffusion.views import View
 from hn.evaluation.intervals import Interval, of_mean
 
 BANDS = 4  # parts of the timesteps that are reported apart
@@ -28,13 +29,17 @@ Predict = Callable[[Tensor, Tensor, Condition], Tensor]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures to measure; their loss is weighted as in training, so by their alpha if that is."""
+    """Pictures to measure; their loss is weighted as in training, so by their alpha if that is.
+
+    Without `views` they are whole pictures, as they were drawn.
+    """
 
     latents: list[Tensor]  # N times (C, h, w)
     loss_weights: list[Tensor] | None  # N times (1, h, w)
     prompts: list[str]
     names: list[str]
     contexts: Contexts
+    views: list[View] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -48,19 +53,27 @@ class Pictures:
         for rows in by_size.values():
             yield from (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
 
+    def view(self, picture: int, downscaling: int) -> View:
+        """What is seen of a picture."""
+        if self.views is not None:
+            return self.views[picture]
+        height, width = self.latents[picture].shape[1:]
+        return View.whole((width * downscaling, height * downscaling))
+
     def evenly(self, count: int) -> Self:
         """At most `count` of them, from the first to the last in even steps."""
         last = len(self) - 1
         if count > last:
             return self
         rows = [place * last // max(1, count - 1) for place in range(count)]
-        weights = self.loss_weights
+        weights, views = self.loss_weights, self.views
         return replace(
             self,
             latents=[self.latents[row] for row in rows],
             loss_weights=None if weights is None else [weights[row] for row in rows],
             prompts=[self.prompts[row] for row in rows],
             names=[self.names[row] for row in rows],
+            views=None if views is None else [views[row] for row in rows],
         )
 
 
@@ -116,7 +129,8 @@ def draw(pictures: Pictures, rows: list[int], draws: int, base: BaseModel, seed:
     timesteps = timesteps_of(parts, draws, len(base.alphas_cumprod), generators)
     noisy = objective.add_noise(latents, noise, timesteps, base.alphas_cumprod)
     target = objective.target(latents, noise, timesteps, base.alphas_cumprod, base.prediction)
-    condition = pictures.contexts.stack([pictures.prompts[number] for number in numbers])
+    views = [pictures.view(number, base.downscaling) for number in numbers]
+    condition = pictures.contexts.stack([pictures.prompts[number] for number in numbers], views)
     return Draws(noisy, target, timesteps, condition)
 
 

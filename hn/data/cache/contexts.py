@@ -1,4 +1,4 @@
-"""Text contexts by prompt: each is encoded once, and kept in memory and in the cache."""
+"""What prompts say, by prompt: each is encoded once, and kept in memory and in the cache."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ from hn.data.cache.store import Store, key_of
 from hn.data.cache.workers import ALONE, Workers
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
+from hn.diffusion.views import View
 
 PER_SHARD = 256
 KEPT = 2**30  # bytes of contexts in memory; more only come up where tags are shuffled
@@ -27,14 +28,15 @@ class Contexts:
         """Encode those that the store lacks into it; return how many those were."""
         assert self._store is not None
         prompts = list(dict.fromkeys(prompts))
-        absent = [prompts[place] for place in self._store.missing([*map(self.key, prompts)])]
+        absent = [prompts[place] for place in sorted(self._absent(prompts))]
         workers.wait()  # all have looked before one writes
         starts = range(0, len(absent), PER_SHARD)[workers.rank :: workers.count]
         bar = tqdm(starts, "encoding prompts", unit="shard", leave=False) if starts else ()
         for start in bar:
             shard = absent[start : start + PER_SHARD]
-            contexts = [it.context[0] for it in self._encode(shard)]
-            self._store.write("context", [*map(self.key, shard)], contexts)
+            encoded = self._encode(shard)
+            for kind, keys in self._keys(shard).items():
+                self._store.write(kind, keys, [getattr(it, kind)[0] for it in encoded])
         workers.wait()
         self._store.refresh()
         return len(absent)
@@ -43,28 +45,48 @@ class Contexts:
         """Take into memory those that are not there yet."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if self._store is not None and new:
-            keys = [*map(self.key, new)]
-            absent = self._store.missing(keys)
-            stored = [place for place in range(len(new)) if place not in absent]
-            contexts = [
-                Condition(context=context[None])
-                for context in self._store.read([keys[place] for place in stored])
-            ]
-            self._take([new[place] for place in stored], contexts)
-            new = [new[place] for place in absent]
+            absent = self._absent(new)
+            stored = [prompt for place, prompt in enumerate(new) if place not in absent]
+            self._take(stored, self._read(stored))
+            new = [new[place] for place in sorted(absent)]
         self._take(new, self._encode(new))
 
-    def stack(self, prompts: list[str]) -> Condition:
-        """Of these prompts, on the CPU; beyond `KEPT` the oldest are forgotten."""
+    @property
+    def sized(self) -> bool:
+        """Whether a condition tells how large pictures are, too."""
+        return self._base.numbers_told > 0
+
+    def stack(self, prompts: list[str], views: Iterable[View] | None = None) -> Condition:
+        """Of these prompts, and of pictures seen so, on the CPU; beyond `KEPT` the oldest are
+        forgotten.
+        """
         self.encode(prompts)
         contexts = Condition.join([self._known[prompt] for prompt in prompts])
         while self._bytes > KEPT:
             self._bytes -= self._known.pop(next(iter(self._known))).nbytes
-        return contexts
+        return contexts if views is None else self._base.tell(contexts, views)
 
-    def key(self, prompt: str) -> bytes:
-        """The key of a prompt's context in the store."""
-        return key_of("context", json.dumps(self._base.text_identity), prompt)
+    def _keys(self, prompts: Sequence[str]) -> dict[str, list[bytes]]:
+        """The keys of prompts in the store, by what is kept of each: pooled text of some models."""
+        identity = json.dumps(self._base.text_identity)
+        kinds = ("context", "pooled") if self.sized else ("context",)
+        return {kind: [key_of(kind, identity, prompt) for prompt in prompts] for kind in kinds}
+
+    def _absent(self, prompts: Sequence[str]) -> set[int]:
+        """The places of those that the store lacks, or has not all of."""
+        assert self._store is not None
+        missing = map(self._store.missing, self._keys(prompts).values())
+        return {place for places in missing for place in places}
+
+    def _read(self, prompts: Sequence[str]) -> list[Condition]:
+        """What the store has of these prompts."""
+        assert self._store is not None
+        tensors = {kind: self._store.read(keys) for kind, keys in self._keys(prompts).items()}
+        columns = zip(*tensors.values(), strict=True)
+        return [
+            Condition(**{kind: it[None] for kind, it in zip(tensors, row, strict=True)})
+            for row in columns
+        ]
 
     def _take(self, prompts: Sequence[str], contexts: Sequence[Condition]) -> None:
         self._known |= zip(prompts, contexts, strict=True)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hn.data.cache.store import Store
 from hn.data.cache.tensor_files import KEY_BYTES, write_table
+from hn.diffusion.views import View
 from hn.errors import DataError
 
 FORMAT = 1
@@ -44,12 +45,15 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("size", pa.list_(pa.int32(), 2)),  # width and height of what is trained on
         ("keys", pa.list_(pa.binary(KEY_BYTES))),  # of the moments (2, C, h, w) of each variant
+        ("corners", pa.list_(pa.list_(pa.int32(), 2))),  # left and top of what each one shows
         ("weights", pa.binary(KEY_BYTES)),  # of the loss weights (crops, 1, h, w); null: all ones
         ("repeats", pa.int32()),
         ("loss_weight", pa.float32()),
         ("regularization", pa.bool_()),
     ]
 )
+# What was written before Stable Diffusion XL was trained for is read, too.
+_EARLIER = SCHEMA.remove(SCHEMA.get_field_index("corners"))
 IDENTITY = [
     *("name", "caption", "other_captions", "caption_prefix", "caption_suffix"),
     *("content", "mask", "repeats", "loss_weight", "regularization"),
@@ -90,7 +94,8 @@ class Index:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
             found = json.loads((table.schema.metadata or {})[_ABOUT])
-            if found.pop("format") != FORMAT or not table.schema.equals(SCHEMA):
+            known = table.schema.equals(SCHEMA) or table.schema.equals(_EARLIER)
+            if found.pop("format") != FORMAT or not known:
                 raise ValueError("it was written by another version")
             return cls(table.combine_chunks(), About(**found), mapped)
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowInvalid) as error:
@@ -127,6 +132,17 @@ class Index:
         """The keys of a picture's variants: the crops, then their mirror images."""
         return self._keys[picture].as_py()
 
+    def view(self, picture: int, variant: int) -> View:
+        """What a variant shows of its picture; of an index that `has_corners`."""
+        row = self.table.slice(picture, 1).select(["width", "height", "size", "corners"])
+        width, height, size, corners = (column[0].as_py() for column in row.columns)
+        return View((width, height), tuple(corners[variant]), tuple(size))
+
+    @property
+    def has_corners(self) -> bool:
+        """Whether it says what is seen of the pictures, as those written earlier do not."""
+        return "corners" in self.table.column_names
+
     def weights(self, picture: int) -> bytes | None:
         """The key of a picture's loss weights; None where they are all ones."""
         return self._weights[picture].as_py()
@@ -143,8 +159,16 @@ class Index:
         """The contents of all its pictures, which were decoded to make it."""
         return Contents(self.table.column("content").combine_chunks().to_numpy(False))
 
-    def check(self, store: Store, autoencoder: str) -> None:
-        """Raises `DataError` if the store lacks entries, or if another autoencoder made them."""
+    def check(self, store: Store, autoencoder: str, *, corners: bool = False) -> None:
+        """Raises `DataError` if the store lacks entries, if another autoencoder made them, or if
+        `corners` are needed, and missing.
+        """
+        if corners and not self.has_corners:
+            raise DataError(
+                f"the index of {store.folder} was written before Stable Diffusion XL was trained "
+                "for: it does not say what of each picture is seen. Make it anew with "
+                "tools/cache_latents.py, which encodes nothing again."
+            )
         if self.about.autoencoder != autoencoder:
             raise DataError(
                 f"the latents in {store.folder} are not those of this base model's autoencoder: "

@@ -8,6 +8,7 @@ from torch import Tensor
 from hn import rng
 from hn.data.cache.index import Index
 from hn.data.cache.store import Store
+from hn.diffusion.views import View
 
 
 class Latents:
@@ -37,6 +38,10 @@ class Latents:
     def moments(self, picture: int, variant: int = 0) -> Tensor:
         """Mean and standard deviation (2, C, h, w), float32."""
         return self._store.read([self.index.keys(picture)[variant]])[0].float()
+
+    def views(self, pictures: Sequence[int], variants: Sequence[int]) -> list[View]:
+        """What these variants show of their pictures."""
+        return list(map(self.index.view, pictures, variants))
 
     def samples(
         self, pictures: Sequence[int], variants: Sequence[int], step: int, slots: Sequence[int]

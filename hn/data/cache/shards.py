@@ -148,6 +148,7 @@ class Shards:
             "height": [row.found.size[1] for row in rows],
             "size": sizes,
             "keys": [[it.key for it in row.variants] for row in rows],
+            "corners": [[it.frame.seen_corner(it.mirrored) for it in row.variants] for row in rows],
             "weights": [self._uneven(row.weights) for row in rows],
         }
         return pa.table(columns, SCHEMA)

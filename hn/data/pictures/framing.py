@@ -46,6 +46,14 @@ class Frame:
         (left, top, right, bottom), (across, down) = self.box, self.resized
         return max(left, 0), max(top, 0), min(right, across), min(bottom, down)
 
+    def seen_corner(self, mirrored: bool) -> tuple[int, int]:
+        """Left and top of what is visible in the resized picture, or in its mirror image.
+
+        Where there is padding nothing was cut off: 0.
+        """
+        left, top, right, _ = self.visible
+        return (self.resized[0] - right if mirrored else left), top
+
     def box_in(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """What is visible of a picture of `size` that is not resized yet, with parts of pixels."""
         left, top, right, bottom = self.visible

@@ -94,6 +94,7 @@ class StreamedBatches:
             ]
             latents = latents + moments.std * torch.stack(noise)
         self._names |= {it.content: it.name for it in ready.samples}
+        texts = Condition.join(self._base.encode_prompts(ready.prompts))
         weights = [it.weights for it in ready.samples if it.weights is not None]
         return Batch(
             step=ready.step,
@@ -101,7 +102,7 @@ class StreamedBatches:
             pictures=[it.content for it in ready.samples],
             prompts=ready.prompts,
             latents=latents,
-            condition=Condition.join(self._base.encode_prompts(ready.prompts)).to("cpu"),
+            condition=self._base.tell(texts, [it.view for it in ready.samples]).to("cpu"),
             loss_weights=torch.stack(weights) if weights else None,
         )
 

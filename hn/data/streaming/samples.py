@@ -19,6 +19,7 @@ from hn.data.pictures.framing import (
     to_levels,
     to_tensor,
 )
+from hn.diffusion.views import View
 from hn.errors import DataError
 
 
@@ -29,6 +30,7 @@ class Sample:
     name: str
     content: int  # 64 bits that stand for the picture's bytes
     mirrored: bool
+    view: View
     pixels: Tensor  # (3, height, width) in -1..1
     weights: Tensor | None  # (1, h, w) at the latents' size
 
@@ -61,7 +63,8 @@ class Samples:
             pixels = pixels.flip(-1)
             weights = None if weights is None else weights.flip(-1)
         digest = hashlib.sha256(read_content(example)).digest()
-        return Sample(example.name, int.from_bytes(digest[:8]), mirrored, pixels, weights)
+        view = View(picture.size, frame.seen_corner(mirrored), frame.size)
+        return Sample(example.name, int.from_bytes(digest[:8]), mirrored, view, pixels, weights)
 
     def _weights(self, name: str, alpha: Image.Image | None, frame: Frame) -> Tensor | None:
         """Loss weights (1, h, w) of what is seen, of this sample alone; None: all ones."""

@@ -133,8 +133,9 @@ class Generator:
 
     def _conditions(self, subject: Subject) -> Condition:
         """Of the negative and of the prompt."""
-        prompts = [self._settings.negative_prompt, subject.text]
-        return Condition.join(self._base.encode_prompts(prompts))
+        negative = self._settings.negative_prompt
+        both = Condition.join(self._base.encode_prompts([negative, subject.text]))
+        return Condition.join([self._base.negative(both[:1], negative), both[1:]])
 
     def _draw(
         self, subject: Subject, conditions: Condition, seed: int, strength: float

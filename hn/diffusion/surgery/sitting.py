@@ -20,6 +20,7 @@ from hn.diffusion.denoiser import predict
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.surgery.options import FEWEST, ProbeOptions
 from hn.diffusion.surgery.probing import PROMPTS, WORDS, Kept, Probe
+from hn.diffusion.views import View
 from hn.network.module import Hypernetwork
 
 DRAWN = 16  # prompts; others are looked at once
@@ -75,8 +76,11 @@ class Sitting:
     def _look(self, latents: Tensor, texts: Condition, seed: int) -> None:
         """One forward of each text, with any of the latents (P, C, h, w)."""
         base, generator = self.base, torch.Generator().manual_seed(seed)
+        height, width = (side * base.downscaling for side in latents.shape[-2:])
+        size = width, height
         for start in tqdm(range(0, len(texts), AT_ONCE), "looking", leave=False):
             condition = texts[start : start + AT_ONCE]
+            condition = base.tell(condition, [View.whole(size)] * len(condition))
             rows = torch.randint(len(latents), (len(condition),), generator=generator)
             timesteps = torch.randint(
                 len(base.alphas_cumprod), (len(condition),), generator=generator
@@ -104,7 +108,7 @@ class Sitting:
         return Painter(
             base,
             conditions[:-1],
-            conditions[-1:],
+            base.negative(conditions[-1:], ""),
             size=options.size or (side, side),
             steps=options.steps,
             guidance_scale=options.guidance_scale,
