@@ -1,17 +1,21 @@
 """Stable Diffusion XL at its full size, without its weights: a training step, what it takes."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from hn import cli
+from hn.build.estimates import GIB, MIB, estimate, other_stages, step_of
 from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.memory.rehearsal import Step, inputs, rehearsal
 from hn.diffusion.outline import Outline
 from hn.network.description import HypernetworkConfig
 from tests import full_size, runs
 
-MIB = 2**20
+ROW = r"#\s+(\d+) GB\s+(--.*?)?\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$"
+ROWS = re.findall(ROW, (cli.RECIPES / "xl.toml").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +62,28 @@ def test_a_dry_run_knows_what_it_takes(xl, pictures, tmp_path, capsys):
     text = 123_060_480 + 694_659_840  # parameters of both, as published
     encoding = 2 * (full_size.XL_PARAMETERS + text) + 4 * 83_653_863
     assert 2000 <= found["encoding pictures takes"] - encoding / MIB <= 3000
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=[pytest.mark.slow] if row[0] != "8" else []) for row in ROWS],
+    ids=lambda row: f"{row[0]} GB",
+)
+def test_the_recipe_fits_the_cards_that_it_names(xl, pictures, row):
+    """Each stage takes what the recipe says, and leaves a twentieth of the card."""
+    card, flags, *said = row
+    names = ["--pretrained_model_name_or_path", str(xl), "--train_data_dir", str(pictures)]
+    validation = ["--validation_prompt", *"abcd"]  # as many as are drawn at once
+    config = cli.parse(["--config", "xl", *names, *validation, *flags.split()])
+    outline = Outline.read(str(xl))
+    step = step_of(config, outline, torch.bfloat16)
+    plan = Plan(frozen_aware=True, blocks=blocks_of(outline.unet))
+    stages = other_stages(config, outline, step, device="cuda")
+    taken = [
+        estimate(config, outline, step, plan, device="cuda").total / GIB,
+        stages["encoding pictures"].total / GIB,
+        max(stages[name].total for name in ("drawing previews", "decoding previews")) / GIB,
+    ]
+    assert [f"{it:.1f}" for it in taken] == said
+    assert max(taken) <= 0.95 * int(card)
+    assert len(ROWS) == 3
