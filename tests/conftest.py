@@ -22,7 +22,7 @@ for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]
     del os.environ[name]
 os.environ.update(_HUB.environment(_HUB_HOME))
 
-from tests import runs, tiny
+from tests import runs, single_files, tiny
 from tests.zygote import Zygote
 
 
@@ -63,6 +63,25 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Stable Diffusion with epsilon prediction."""
     return tiny.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base model of every family, as a folder; `single_files.as_file` makes a file of it."""
+    root = tmp_path_factory.mktemp("families")
+    return {kind: make(root / kind) for kind, make in single_files.MAKERS.items()}
+
+
+@pytest.fixture(scope="session")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion XL."""
+    return tiny.make_xl_model(tmp_path_factory.mktemp("xl") / "base")
+
+
+@pytest.fixture(scope="session")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random refiner of Stable Diffusion XL."""
+    return tiny.make_xl_model(tmp_path_factory.mktemp("xl") / "refiner", refiner=True)
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_neither_folder_nor_hub_id(pictures, tmp_path, capsys):
 
 def test_dims_that_the_unet_does_not_have(model, pictures, tmp_path, capsys):
     flags = runs.settings(model, pictures, tmp_path, dims=[16, 768])
-    _ends(capsys, flags, 4, "dims [768]", "it has (16, 24, 32): leave the others out")
+    _ends(capsys, flags, 4, "dims [768]", "it has the widths (16, 24, 32), ", "Leave [768] out")
 
 
 @pytest.mark.parametrize(

@@ -19,18 +19,18 @@ ROWS = re.findall(ROW, (cli.RECIPES / "xl.toml").read_text(encoding="utf-8"), re
 
 
 @pytest.fixture(scope="module")
-def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its folder."""
     return full_size.write_xl(tmp_path_factory.mktemp("xl"))
 
 
-def test_a_unet_of_full_size_passes_a_training_step(xl):
+def test_a_unet_of_full_size_passes_a_training_step(whole):
     """In tensors without data: 2.57 billion frozen weights, latents of a picture of 1024 pixels."""
-    outline = Outline.read(str(xl))
+    outline = Outline.read(str(whole))
     assert outline.dims == full_size.XL_DIMS
     assert outline.unet.num_parameters() == full_size.XL_PARAMETERS
     network = HypernetworkConfig(dims=outline.dims, activation_func="mish")
-    unet = (xl / "unet" / "config.json").read_text()
+    unet = (whole / "unet" / "config.json").read_text()
     step = Step(unet, network, torch.bfloat16, 1, 128, 128, outline.tokens)
     plan = Plan(frozen_aware=True, blocks=blocks_of(outline.unet))
     with rehearsal(step, plan) as denoiser:
@@ -47,10 +47,10 @@ def test_a_unet_of_full_size_passes_a_training_step(xl):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_dry_run_knows_what_it_takes(xl, pictures, tmp_path, capsys):
+def test_a_dry_run_knows_what_it_takes(whole, pictures, tmp_path, capsys):
     """Parts in MiB: the UNet in bfloat16, both text encoders, the autoencoder in float32."""
     changes = {"resolution": 1024, "mixed_precision": "bf16", "gradient_checkpointing": True}
-    flags = runs.settings(xl, pictures, tmp_path / "out", train_batch_size=1, **changes)
+    flags = runs.settings(whole, pictures, tmp_path / "out", train_batch_size=1, **changes)
     assert runs.train_here([*flags, "--dry_run"]) == 0
     said = capsys.readouterr().out
     told = {line.rsplit(maxsplit=2)[0].strip(): line for line in said.splitlines() if "MiB" in line}
@@ -69,13 +69,13 @@ def test_a_dry_run_knows_what_it_takes(xl, pictures, tmp_path, capsys):
     [pytest.param(row, marks=[pytest.mark.slow] if row[0] != "8" else []) for row in ROWS],
     ids=lambda row: f"{row[0]} GB",
 )
-def test_the_recipe_fits_the_cards_that_it_names(xl, pictures, row):
+def test_the_recipe_fits_the_cards_that_it_names(whole, pictures, row):
     """Each stage takes what the recipe says, and leaves a twentieth of the card."""
     card, flags, *said = row
-    names = ["--pretrained_model_name_or_path", str(xl), "--train_data_dir", str(pictures)]
+    names = ["--pretrained_model_name_or_path", str(whole), "--train_data_dir", str(pictures)]
     validation = ["--validation_prompt", *"abcd"]  # as many as are drawn at once
     config = cli.parse(["--config", "xl", *names, *validation, *flags.split()])
-    outline = Outline.read(str(xl))
+    outline = Outline.read(str(whole))
     step = step_of(config, outline, torch.bfloat16)
     plan = Plan(frozen_aware=True, blocks=blocks_of(outline.unet))
     stages = other_stages(config, outline, step, device="cuda")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from diffusers import (
@@ -75,8 +76,18 @@ def make_text_config(tokenizer: CLIPTokenizer, **changes) -> CLIPTextConfig:
     return CLIPTextConfig(**{**config, **changes})
 
 
-def make_model(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
-    """A random Stable Diffusion in diffusers' layout: 16-pixel pictures, 8x8 latents."""
+def make_model(
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    seed: int = 0,
+    unet: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+) -> Path:
+    """A random Stable Diffusion in diffusers' layout: 16-pixel pictures, 8x8 latents.
+
+    `unet` and `text` are changes of their configs.
+    """
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer")
     scheduler = DDIMScheduler(
@@ -90,9 +101,9 @@ def make_model(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0)
     )
     pipeline = StableDiffusionPipeline(
         vae=make_vae(),
-        text_encoder=CLIPTextModel(make_text_config(tokenizer)),
+        text_encoder=CLIPTextModel(make_text_config(tokenizer, **(text or {}))),
         tokenizer=tokenizer,
-        unet=make_unet(),
+        unet=make_unet(**(unet or {})),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -126,16 +137,16 @@ def make_xl_model(
     folder: Path, *, prediction_type: str = "epsilon", refiner: bool = False, seed: int = 0
 ) -> Path:
     """A random Stable Diffusion XL in diffusers' layout, or its refiner, with the scheduler of the
-    published one; 16-pixel pictures, 8x8 latents, text encoders of 3 and 2 layers.
+    published one; 16-pixel pictures, 8x8 latents, text encoders of 4 and 3 layers.
     """
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer")
     tokenizer_2 = CLIPTokenizer.from_pretrained(demo.MODEL / "tokenizer", pad_token="!")
     first, second = XL_TEXT_DIMS
     text_2 = make_text_config(
-        tokenizer_2, hidden_size=second, projection_dim=XL_POOLED_DIM, num_hidden_layers=2
+        tokenizer_2, hidden_size=second, projection_dim=XL_POOLED_DIM, num_hidden_layers=3
     )
-    text = make_text_config(tokenizer, hidden_size=first, num_hidden_layers=3)
+    text = make_text_config(tokenizer, hidden_size=first, num_hidden_layers=4)
     scheduler = EulerDiscreteScheduler.from_config(
         {
             "beta_start": 0.00085,
@@ -171,6 +182,15 @@ def make_xl_model(
         )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def make_model_2(folder: Path) -> Path:
+    """One shaped as Stable Diffusion 2: OpenCLIP's activation, of whose layers the last is left out
+    (so the last but one is read), linear projections, heads by level, velocity, upcast attention.
+    """
+    unet = {"use_linear_projection": True, "attention_head_dim": (2, 4), "upcast_attention": True}
+    text = {"hidden_act": "gelu", "num_hidden_layers": 2, "projection_dim": 8}
+    return make_model(folder, prediction_type="v_prediction", seed=2, unet=unet, text=text)
 
 
 def left_part(size: tuple[int, int]) -> Image.Image:

@@ -3,10 +3,10 @@ r"""Fold linear hypernetworks into a base model: a model for programs that know 
     python tools/bake.py stable-diffusion-v1-5 my_style.pt -o baked --strengths 0.8
     python tools/bake.py v1-5.safetensors my_style.pt other.pt -o baked.safetensors
 
-BASE is a diffusers folder or a single .safetensors file. -o is a folder, or a file that ends with
-.safetensors (of a folder: Stable Diffusion 1 only). Several are folded in the order given. Folding
-is exact for linear hypernetworks, and refused for others. Exit codes: 0 done, 2 settings, 4 base
-model or hypernetwork, 5 disk.
+BASE is a Stable Diffusion 1, 2 or XL: a diffusers folder or a single .safetensors file. -o is a
+folder, or a file that ends with .safetensors. Several are folded in the order given. Folding is
+exact for linear hypernetworks, and refused for others. Exit codes: 0 done, 2 settings, 4 base model
+or hypernetwork, 5 disk.
 """
 
 import argparse

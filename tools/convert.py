@@ -48,7 +48,7 @@ def convert(args: argparse.Namespace) -> None:
     if output.exists() and not args.overwrite:
         raise OptionError(f"{output} is there already: choose another -o, or give --overwrite")
 
-    from hn.network import files, portability
+    from hn.network import files, portability, sharing
     from hn.network.a1111 import unread
     from hn.network.contents import DTYPES
     from hn.network.sidecar import beside, short_hash
@@ -57,7 +57,7 @@ def convert(args: argparse.Namespace) -> None:
     contents = files.read(files.locate(args.file))
     left_out = unread(contents)
     if args.fix or args.share:
-        contents = portability.mended(contents)
+        contents = sharing.mended(contents)
     if args.share:
         contents = contents.described(optional_info=None)
     if args.base_file is not None:

@@ -60,7 +60,7 @@ def export(args: argparse.Namespace) -> None:
     else:
         seen = bench.sitting.probe(stack, Moments)
         found = lora.of_contexts(bench.base.unet, stack, seen.most, seen.others, args.rank)
-    lora_file.write(found, args.output, args.format, args.rank, stack)
+    lora_file.write(found, args.output, args.format, args.rank, stack, bench.base.unet)
     print(f"{args.output}: rank {args.rank}, names of {args.format}\n{lora_file.as_text(found)}")
     print(bench.judge(stack, lambda: found.added(bench.base.unet)))
 

@@ -49,7 +49,7 @@ def report(path: Path) -> dict[str, Any]:
     modules = anatomy.examine(contents) if not contents.spoilt else []
     return {
         "file": str(path),
-        "config": asdict(contents.config),
+        "config": asdict(contents.config) | {"reach": contents.config.reach},
         "provenance": asdict(contents.provenance),
         "dtypes": anatomy.dtypes(contents.tensors),
         "parameters": sum(tensor.numel() for tensor in contents.tensors.values()),
@@ -60,20 +60,20 @@ def report(path: Path) -> dict[str, Any]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for people."""
-    from hn.network import portability
+    from hn.network.portability import as_lines
 
     config, provenance = report["config"], report["provenance"]
     flags = [flag for flag in ("is_layer_norm", "activate_output", "use_dropout") if config[flag]]
     structure = ", ".join(f"{multiplier:g}" for multiplier in config["layer_structure"])
+    words = ", ".join(filter(None, [str(config["activation_func"]), *flags, config["reach"]]))
     lines = [
         f"{report['file']}: {report['parameters']:,} parameters in {', '.join(report['dtypes'])}",
-        f"  structure  {structure}; {', '.join([str(config['activation_func']), *flags])}",
-        "  trained    "
-        + ", ".join(f"{key} {shown(value)}" for key, value in provenance.items() if value),
+        f"  structure  {structure}; {words}",
+        "  trained    " + ", ".join(f"{key} {shown(it)}" for key, it in provenance.items() if it),
         "  width side   weight norm    change      rank  dead units",
     ]
-    lines += [ROW.format(**module) for module in report["modules"]]
-    return "\n".join([*lines, portability.as_lines(report["hosts"])])
+    lines += [f"{ROW.format(**it)}  {it['block']}".rstrip() for it in report["modules"]]
+    return "\n".join([*lines, as_lines(report["hosts"])])
 
 
 if __name__ == "__main__":

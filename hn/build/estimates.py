@@ -16,8 +16,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from hn.config import Config, NetworkConfig, OptimizerConfig
-from hn.diffusion.attention import context_dims
+from hn.build.structure import structure_of
+from hn.config import Config, OptimizerConfig
 from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import stored_nbytes
@@ -68,7 +68,7 @@ def step_of(
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     return Step(
         unet=described,
-        network=network or _described(config.network, context_dims(meta_unet(described, dtype))),
+        network=network or structure_of(config.network, meta_unet(described, dtype), outline.name),
         dtype=dtype,
         batch=training.train_batch_size,
         height=config.data.size[1] // scale,
@@ -165,15 +165,3 @@ def _state_share(config: OptimizerConfig) -> float:
 
 def _nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def _described(network: NetworkConfig, dims: tuple[int, ...]) -> HypernetworkConfig:
-    return HypernetworkConfig(
-        dims=network.dims or dims,
-        layer_structure=network.layer_structure,
-        activation_func=network.activation_func,
-        weight_initialization=network.weight_initialization,
-        is_layer_norm=network.is_layer_norm,
-        activate_output=network.activate_output,
-        dropout_structure=network.dropout_structure,
-    )

@@ -55,6 +55,7 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
         clip_skip=model.clip_skip,
         vae=model.pretrained_vae_model_name_or_path,
         prediction=model.prediction_type,
+        zero_terminal_snr=model.zero_terminal_snr,
         quantisation=config.memory.quantize_base,
         dtype=DTYPES[accelerator.mixed_precision],
         device="cpu" if model.shard_base_model else accelerator.device,

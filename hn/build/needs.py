@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from hn.build.start import ANY_DIM, Start, new_hypernetwork
+from hn.build.start import Start
+from hn.build.structure import expected
 from hn.config import Config
 from hn.diffusion.outline import Outline
 from hn.network.module import Hypernetwork
@@ -16,13 +17,12 @@ _EIGHT_BIT = 2
 
 def meta_hypernetwork(config: Config, outline: Outline | None, start: Start) -> Hypernetwork:
     """The hypernetwork of a run without memory for its weights; of an unknown base model's widths,
-    one.
+    one. Raises as `structure_of` does.
     """
-    dims = config.network.dims or ((ANY_DIM,) if outline is None else outline.dims)
+    file = start.hypernetwork
+    described = expected(config.network, outline) if file is None else file.config
     with torch.device("meta"):
-        if start.hypernetwork is not None:
-            return Hypernetwork(start.hypernetwork.config, draw_weights=False)
-        return new_hypernetwork(config.network, dims, config.training.seed)
+        return Hypernetwork(described, draw_weights=False)
 
 
 def optimizer_bytes(config: Config, parameters: int) -> int:

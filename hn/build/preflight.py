@@ -17,7 +17,7 @@ from hn.build.models import check_base_model
 from hn.build.needs import checkpoint_bytes, meta_hypernetwork
 from hn.build.pictures import Datasets, build_datasets
 from hn.build.run import build_publisher, build_schedules, settings_fingerprint
-from hn.build.start import Start, build_start, check_fit
+from hn.build.start import Start, build_start, check_fit, tell_hosts
 from hn.config import Config
 from hn.data.tally import Tally
 from hn.diffusion.layout import is_single_file
@@ -66,6 +66,7 @@ def build_ready(config: Config, accelerator: Accelerator, status: Status) -> Rea
     if attempts.succeeded(check_base_model, config):
         outline = attempts(build_outline, config)
     if start is not None:
+        attempts(tell_hosts, config, accelerator, start, outline)
         attempts(_check_fit, config, outline, start)
         attempts(_check_disk, config, outline, start, status.folder)
     network = None if start is None else start.hypernetwork

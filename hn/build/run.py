@@ -139,7 +139,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What makes the run what it is. Rates, bounds and the number of steps may change."""
     return {
-        "structure": asdict(hypernetwork.config),
+        "structure": hypernetwork.config.as_dict(),
         "pictures": batches.digest,
         **settings_fingerprint(config, accelerator.num_processes),
     }
@@ -159,6 +159,7 @@ def settings_fingerprint(config: Config, processes: int) -> dict[str, Any]:
         * training.gradient_accumulation_steps
         * processes,
         "seed": training.seed,
+        **({"zero_terminal_snr": True} if config.model.zero_terminal_snr else {}),
         **({"quantize_base": base} if (base := config.memory.quantize_base) != "none" else {}),
         **({"processes": processes} if data.streaming else {}),
         # of buckets, where it says how many pictures of one size come together

@@ -2,29 +2,31 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from hn import __version__
+from hn.build.structure import check_file, expected, layers_of, structure_of
 from hn.config import Config, ModelConfig, NetworkConfig
 from hn.data.tally import Tally
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.kernels import choose_kernel
 from hn.diffusion.layout import is_single_file
+from hn.diffusion.noising import check_zero_terminal_snr
 from hn.diffusion.objective.problem import check_range
 from hn.diffusion.outline import Outline
 from hn.diffusion.text_encoder import check_clip_skip
-from hn.errors import ModelError, OptionError, shown
+from hn.errors import OptionError, shown
 from hn.network import files, portability, sidecar
 from hn.network.contents import Contents
+from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
 from hn.network.remote import locate
 from hn.network.sidecar import Sidecar
 from hn.training import optimizers, schedule
 from hn.training.keeping import adoption, artifacts
-
-ANY_DIM = 320  # for a first look at an architecture: which widths it gets is not known yet
 
 
 @dataclass(frozen=True)
@@ -42,35 +44,50 @@ class Start:
 
 
 def build_start(config: Config, accelerator: Accelerator, tally: Tally | None = None) -> Start:
-    """Read the file to go on from, or try the architecture; say what each host will make of it.
+    """Read the file to go on from, or try the architecture.
 
-    Before pictures and base model, so that nobody trains for hours what their host cannot run.
     What is odd with the file goes into the `tally`.
     """
     if (remark := optimizers.remark(config.optimizer)) is not None:
         accelerator.print(remark)
     start = _read(config, tally or Tally())
-    if start.hypernetwork is not None:
+    if start.hypernetwork is None:
+        new_hypernetwork(layers_of(config.network), config.training.seed)
+    else:
         step, beside = start.hypernetwork.provenance.step, start.optimizer is not None
         accelerator.print(
             f"going on from {config.network.hypernetwork_path} at step {step}, sha256 "
             f"{start.content}{', with the optimizer state beside it' * beside}"
         )
-    trial = start.hypernetwork or new_hypernetwork(
-        config.network, config.network.dims or (ANY_DIM,), config.training.seed
-    )
-    verdicts = portability.in_words(portability.judge(artifacts.shared(trial)))
-    accelerator.print(f"where {config.network.name}.pt will run:\n{portability.as_lines(verdicts)}")
     return start
 
 
+def tell_hosts(
+    config: Config, accelerator: Accelerator, start: Start, outline: Outline | None
+) -> None:
+    """Say what each host will make of the result.
+
+    Before pictures and base model, so that nobody trains for hours what their host cannot run.
+    """
+    described = layers_of(config.network)
+    if config.network.train_blocks or config.network.per_block:
+        described = expected(config.network, outline)
+    trial = start.hypernetwork or new_hypernetwork(described, config.training.seed)
+    verdicts = portability.in_words(portability.judge(artifacts.shared(trial)))
+    accelerator.print(f"where {config.network.name}.pt will run:\n{portability.as_lines(verdicts)}")
+
+
 def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hypernetwork:
-    """A new hypernetwork, or the one to go on from; refused if the UNet lacks one of its widths."""
+    """A new hypernetwork, or the one to go on from; refused if the UNet lacks one of its widths or
+    blocks.
+    """
     network = config.network
-    hypernetwork = start.hypernetwork or new_hypernetwork(
-        network, network.dims or base.dims, config.training.seed
-    )
-    _check_dims(hypernetwork.dims, base.dims, base.name)
+    hypernetwork = start.hypernetwork
+    if hypernetwork is None:
+        described = structure_of(network, base.unet, base.name)
+        hypernetwork = new_hypernetwork(described, config.training.seed)
+    else:
+        check_file(hypernetwork.config, base.unet, base.name)
     file = _single_file(config.model)
     hypernetwork.describe(
         name=network.name,
@@ -87,23 +104,16 @@ def check_fit(config: Config, outline: Outline, start: Start) -> None:
     Raises `ModelError` or `OptionError`, as its parts would once they are.
     """
     if start.hypernetwork is None:
-        _check_dims(config.network.dims, outline.dims, outline.name)
+        structure_of(config.network, outline.unet, outline.name)
     else:
         source = f" of {config.network.hypernetwork_path}"
-        _check_dims(start.hypernetwork.dims, outline.dims, outline.name, source)
+        check_file(start.hypernetwork.config, outline.unet, outline.name, source)
     check_clip_skip(config.model.clip_skip, outline.text_layers)
     check_range(config.objective, outline.timesteps)
+    if config.model.zero_terminal_snr:
+        check_zero_terminal_snr(config.model.prediction_type or outline.prediction, asked=True)
     if config.model.enable_xformers_memory_efficient_attention:
         choose_kernel(None, "xformers")
-
-
-def _check_dims(dims: tuple[int, ...], known: tuple[int, ...], name: str, source: str = "") -> None:
-    unknown = [dim for dim in dims if dim not in known]
-    if unknown:
-        raise ModelError(
-            f"dims {unknown}{source} are not context widths of {name}; it has {known}: leave the "
-            "others out, or take the base model that they were made for"
-        )
 
 
 def build_optimizer(
@@ -160,11 +170,17 @@ def _check_settings(config: Config, hypernetwork: Hypernetwork, path: Path) -> N
             f"max_train_steps is {steps}, but {path} is at step {step} already; steps are counted "
             "over all runs"
         )
+    if config.output.save_optimizer_state and not hypernetwork.config.is_everywhere:
+        raise OptionError(
+            f"save_optimizer_state writes what goes on in the web UI, but {path} is "
+            f"{hypernetwork.config.reach}: leave it out"
+        )
     for name in ("learning_rate", "clip_grad_value"):
         stages = getattr(config.optimizer, name)
         schedule.parse(stages, steps, start_step=step, setting=name)  # refuses what is over
-    for name in ("dims", "layer_structure", "activation_func", "is_layer_norm", "activate_output"):
-        asked, found = getattr(network, name), getattr(hypernetwork.config, name)
+    of_file = _settings_of(hypernetwork.config)
+    for name, found in of_file.items():
+        asked = getattr(network, name)
         if asked not in (getattr(NetworkConfig(), name), found):
             raise OptionError(
                 f"{name} is {shown(asked)}, but {path} has {shown(found)}, which stays: leave "
@@ -172,18 +188,19 @@ def _check_settings(config: Config, hypernetwork: Hypernetwork, path: Path) -> N
             )
 
 
-def new_hypernetwork(network: NetworkConfig, dims: tuple[int, ...], seed: int) -> Hypernetwork:
-    """One of the structure that the settings give. Raises `ModelError` for what cannot be built."""
-    return Hypernetwork.create(
-        dims,
-        layer_structure=network.layer_structure,
-        activation_func=network.activation_func,
-        weight_initialization=network.weight_initialization,
-        is_layer_norm=network.is_layer_norm,
-        activate_output=network.activate_output,
-        dropout_structure=network.dropout_structure,
-        seed=seed,
-    )
+def _settings_of(described: HypernetworkConfig) -> dict[str, Any]:
+    """The settings that a file decides, as it has them."""
+    names = ("dims", "layer_structure", "activation_func", "is_layer_norm", "activate_output")
+    return {
+        **{name: getattr(described, name) for name in (*names, "sides")},
+        "train_blocks": described.blocks,
+        "per_block": bool(described.block_dims),
+    }
+
+
+def new_hypernetwork(described: HypernetworkConfig, seed: int) -> Hypernetwork:
+    """One of that structure. Raises `ModelError` for what cannot be built."""
+    return Hypernetwork.drawn(described, seed)
 
 
 def _info(config: Config) -> str:
@@ -192,7 +209,7 @@ def _info(config: Config) -> str:
     return (
         f"trained with hn {__version__}: {optimizer.optimizer}, rate {optimizer.learning_rate}, "
         f"batch {training.train_batch_size} x {training.gradient_accumulation_steps}, seed "
-        f"{training.seed}{_changed(config)}"
+        f"{training.seed}{', zero_terminal_snr' * config.model.zero_terminal_snr}{_changed(config)}"
     )
 
 

@@ -52,7 +52,12 @@ def build_workbench(options: ProbeOptions) -> Workbench:
     """Load the base model, and encode the pictures. Raises `ModelError`, `DataError`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = str(demo.MODEL) if options.base == demo.NAME else options.base
-    base = BaseModel.load(name, device=device)
+    base = BaseModel.load(
+        name,
+        prediction=options.prediction_type,
+        zero_terminal_snr=options.zero_terminal_snr,
+        device=device,
+    )
     held_out = None
     if options.validation_data_dir is not None:
         held_out = _pictures(base, options.validation_data_dir, options.size)

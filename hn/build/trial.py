@@ -26,7 +26,7 @@ from hn.build.pictures import (
 from hn.build.preflight import build_outline
 from hn.build.prompts import build_prompts
 from hn.build.run import build_schedules
-from hn.build.start import build_hypernetwork, build_start
+from hn.build.start import build_hypernetwork, build_start, tell_hosts
 from hn.config import Config
 from hn.data.cache.caching import Cache
 from hn.data.cache.contexts import Contexts
@@ -94,10 +94,12 @@ def build_trial(config: Config, accelerator: Accelerator) -> Trial:
     _check(config, accelerator)
     start = build_start(config, accelerator)
     check_base_model(config)
+    outline = build_outline(config)
+    tell_hosts(config, accelerator, start, outline)
     datasets = build_datasets(config, accelerator)
     base = build_base_model(config, accelerator)
     hypernetwork = build_hypernetwork(config, base, start)
-    plan = build_plan(config, accelerator, build_outline(config), start.hypernetwork)
+    plan = build_plan(config, accelerator, outline, start.hypernetwork)
     cache = build_cache(config)
     contexts = Contexts(base, cache.store)
     held_out = build_held_out(config, accelerator, datasets, base, contexts, cache)

@@ -15,8 +15,11 @@ class ModelConfig:
     pretrained_vae_model_name_or_path: str | None = None
     """Another autoencoder than the model's: folder, hub id or single file."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """What the model predicts; not given: what its scheduler says. Single files of Stable Diffusion
-    2 do not say it: v_prediction are those of 768 pixels."""
+    """What the model predicts; not given: what its scheduler or file says. Most single files of
+    Stable Diffusion 2 do not say it: v_prediction are those of 768 pixels."""
+    zero_terminal_snr: bool = False
+    """The model was trained down to pure noise, which its scheduler does not say: the last timestep
+    has no signal then (arXiv 2305.08891), and previews begin there. For v_prediction only."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     variant: str | None = None
@@ -53,7 +56,16 @@ class NetworkConfig:
     stop otherwise, use it all the same (its intermediate files never match), or leave it alone.
     """
     dims: tuple[int, ...] = ()
-    """Context widths to train; none given: every one the UNet has."""
+    """Context widths to train; none given: every one the UNet has, or its blocks to train."""
+    sides: Literal["both", "k", "v"] = "both"
+    """What reads through it: keys and values, or keys (k) or values (v) alone; the other side then
+    has no modules, and in the .pt such that add nothing."""
+    train_blocks: tuple[str, ...] = ()
+    """The blocks of the UNet that read through it, such as down.1 mid up, or single attentions,
+    such as up.1.0; none given: all. Other programs know no blocks: unless these are all with
+    attention of the widths in dims, there is no .pt."""
+    per_block: bool = False
+    """Give each of train_blocks (none given: each block of the UNet) modules of its own."""
     layer_structure: tuple[float, ...] = (1, 2, 1)
     """Layer widths as multiples of the context width, from 1 to 1."""
     activation_func: str = "mish"

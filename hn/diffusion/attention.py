@@ -5,15 +5,14 @@
 
 Every attention layer gets a processor that transforms its context before `to_k` and `to_v`. The
 text context is the same for all layers, so it is transformed once per UNet forward (once for each
-part of the UNet if their strengths differ), in a hook, and handed down through
-`cross_attention_kwargs`; self-attention contexts differ and are transformed in their layer. With
-dropout active the text is transformed in each layer too, since there each layer draws its own.
-Where no gradient is wanted, what was made of a text is remembered for the next forward
-(`recall.py`). While training nothing is: a gradient-checkpointed block that finds a remembered
-context would recompute another graph.
+part of the UNet if their strengths differ, once for each block with modules of its own), in a hook,
+and handed down through `cross_attention_kwargs`; self-attention contexts differ and are transformed
+in their layer. With dropout active the text is transformed in each layer too, since there each
+layer draws its own. Where no gradient is wanted, what was made of a text is remembered for the next
+forward (`recall.py`). While training nothing is: a gradient-checkpointed block that finds a
+remembered context would recompute another graph.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,17 +25,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from hn.diffusion.kernels import REPLACEABLE, Kernel, choose_kernel
+from hn.diffusion.places import check_fit, dims_by_place, divide, place_of
 from hn.diffusion.processor import DirectAttention, HypernetworkAttention, Reading
 from hn.diffusion.projections import Linears, Projections
 from hn.diffusion.recall import Recall, list_ingredients
-from hn.diffusion.strength import (
-    BLOCKS,
-    Choices,
-    Timesteps,
-    is_scheduled,
-    measure_progress,
-    resolve,
-)
+from hn.diffusion.strength import Choices, Timesteps, is_scheduled, measure_progress, resolve
 from hn.errors import ModelError, OptionError
 
 _uncompiled: Any = torch.compiler.disable  # its annotations know no functions
@@ -55,13 +48,13 @@ def attach(
 ) -> "Attachment":
     """Make `unet` read through the `stack` until the result is detached, or left by `with`.
 
-    A layer whose width no hypernetwork has keeps its context, as in the web UI; a width that no
-    layer has is warned about. Without a `kernel`, each layer keeps the one it has.
-    `transform_once=False` transforms the text in every layer, for comparison. `stack_projections`
-    computes keys and values of the text by few large products, for training; the UNet's weights
-    become views of their matrices. `follow` moves the hypernetworks to wherever the UNet computes,
-    in its precision. A strength that changes while denoising needs the `timesteps`, such as
-    `lambda: pipeline.scheduler.timesteps`.
+    A layer whose width no hypernetwork has keeps its context, as in the web UI; a width or block
+    that no layer has is warned about, a hypernetwork for another family of base models refused.
+    Without a `kernel`, each layer keeps the one it has. `transform_once=False` transforms the text
+    in every layer, for comparison. `stack_projections` computes keys and values of the text by few
+    large products, for training; the UNet's weights become views of their matrices. `follow` moves
+    the hypernetworks to wherever the UNet computes, in its precision. A strength that changes while
+    denoising needs the `timesteps`, such as `lambda: pipeline.scheduler.timesteps`.
 
     Raises `ModelError` if nothing fits the UNet or something is attached already, `OptionError` if
     xformers is asked for and missing, or `timesteps` are.
@@ -103,13 +96,15 @@ class Attachment:
         self._follow = follow
         self._timesteps = timesteps
         self._stacked = stack_projections
-        self._projections = Projections(self._layers, stacked=stack_projections)
+        fine = {name: place_of(name) for name in self._layers}
+        self._places = divide(fine, (net for net, _ in self.stack))
+        self._projections = Projections(self._layers, self._places, stacked=stack_projections)
         self._recall = Recall()
         self._precision: torch.dtype | None = None
         if is_scheduled(self.stack) and timesteps is None:
             raise OptionError("a strength with a schedule needs the timesteps of the denoising")
         check_layers(self._layers)
-        check_dims(self.stack, context_dims(unet))
+        check_fit(self.stack, dims_by_place(self._layers))
         self._before: dict[str, Any] = {}
         self._ours = {
             name: self._processor(name, layer.processor) for name, layer in self._layers.items()
@@ -175,7 +170,8 @@ class Attachment:
     def _processor(self, name: str, replaced: Any) -> "HypernetworkAttention":
         """One of ours for what a layer has. Raises `ModelError` if that is not diffusers' own."""
         _check_processor(name, replaced)
-        return HypernetworkAttention(self.stack, choose_kernel(replaced, self._kernel), name)
+        attend = choose_kernel(replaced, self._kernel)
+        return HypernetworkAttention(self.stack, attend, name, self._places[name])
 
     def _install(self, name: str, layer: Any) -> None:
         self._before[name] = layer.processor
@@ -211,7 +207,8 @@ class Attachment:
 
     def _read(self, text: Tensor, progress: Tensor | None) -> Reading:
         """The `Reading` of a text context (B, T, D) at a progress ()."""
-        bare = Reading(resolve(self.stack, progress), None, precision=self._precision)
+        stacks = resolve(self.stack, progress, dict.fromkeys(self._places.values()))
+        bare = Reading(stacks, None, precision=self._precision)
         if not self._once or any(net.has_active_dropout for net, _ in self.stack):
             return bare
         linears = self._projections.linears(text)
@@ -228,12 +225,11 @@ class Attachment:
 
     def _read_ahead(self, text: Tensor, bare: Reading, linears: Linears) -> Reading:
         """The reading with the text transformed, and with keys and values of these layers."""
-        first = bare.stacks[BLOCKS[0]]
-        shared = bare.transform(text, BLOCKS[0])
-        contexts = {
-            part: shared if stack is first else bare.transform(text, part)
-            for part, stack in bare.stacks.items()
-        }
+        made: dict[int, tuple[Tensor, Tensor]] = {}
+        for place, stack in bare.stacks.items():
+            if id(stack) not in made:
+                made[id(stack)] = bare.transform(text, place)
+        contexts = {place: made[id(stack)] for place, stack in bare.stacks.items()}
         return replace(bare, contexts=contexts, projected=self._projections(contexts, linears))
 
 
@@ -275,21 +271,4 @@ def check_layers(layers: dict[str, Any]) -> None:
             raise ModelError(
                 f"the attention layer {name} has extras ({', '.join(extras) or 'residual'}) of "
                 "another kind of model; hypernetworks are for Stable Diffusion 1 and 2"
-            )
-
-
-def check_dims(stack: Choices, available: tuple[int, ...]) -> None:
-    """Warn of widths that a UNet lacks. Raises `ModelError` for one that has no other."""
-    for net, _ in stack:
-        unknown = sorted(set(net.dims) - set(available))
-        name = net.provenance.name or "the hypernetwork"
-        if len(unknown) == len(net.dims):
-            raise ModelError(
-                f"{name} has the widths {net.dims}, the UNet {available}: it is for another base "
-                "model"
-            )
-        if unknown:
-            warnings.warn(
-                f"{name}: the UNet has no attention of width {unknown}; they do nothing",
-                stacklevel=4,
             )

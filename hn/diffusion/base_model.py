@@ -18,6 +18,7 @@ from hn.diffusion.attention import context_dims
 from hn.diffusion.condition import Condition
 from hn.diffusion.layout import is_single_file
 from hn.diffusion.memory.quantisation import Quantisation, check_device, store_in_float8
+from hn.diffusion.noising import has_zero_terminal_snr, prediction_of, settle
 from hn.diffusion.objective import Prediction
 from hn.diffusion.parts import Parts, load_pretrained_vae
 from hn.diffusion.single_file.reading import load as load_file
@@ -53,12 +54,17 @@ class BaseModel:
         self.scheduler = scheduler
         self._vae: AutoencoderKL | None = vae
         self._vae_parked = False
+        if vae.config.get("latents_mean") is not None:
+            raise ModelError(
+                f"the autoencoder of {name} shifts its latents (latents_mean), which nothing here "
+                "does: only base models whose latents are merely scaled are trained for"
+            )
         self._text_encoder: TextEncoder | TextPair | None = text_encoder
         texts = [it.model.config.to_dict() for it in text_encoder.encoders]
         self.numbers_told = numbers_of(unet.config, texts, name)  # of each picture's size
         pair = isinstance(text_encoder, TextPair)
         self._zeros_for_empty = pair if zeros_for_empty is None else zeros_for_empty
-        self.prediction: Prediction = _prediction(scheduler)
+        self.prediction: Prediction = prediction_of(scheduler)
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.downscaling = 2 ** (len(vae.config["block_out_channels"]) - 1)
         for part in (unet, vae):
@@ -75,16 +81,18 @@ class BaseModel:
         clip_skip: int = 1,
         vae: str | None = None,
         prediction: Prediction | None = None,
+        zero_terminal_snr: bool = False,
         quantisation: Quantisation = "none",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
         """Load from a folder, hub id or single file, in `dtype`; the autoencoder stays in float32.
 
-        `vae`: another autoencoder, named likewise; `prediction`: what the model predicts, if its
-        scheduler does not say so. Raises `ModelError` naming what is missing, before anything large
-        is read, and `OptionError` if the text encoder has fewer layers than `clip_skip`, or the
-        device or the file cannot be quantised so.
+        `vae`: another autoencoder, named likewise; `prediction` and `zero_terminal_snr`: what the
+        model predicts, and that it was trained down to pure noise, if its scheduler does not say
+        so. Raises `ModelError` naming what is missing, before anything large is read, and
+        `OptionError` if the text encoder has fewer layers than `clip_skip`, the device or the file
+        cannot be quantised so, or the prediction goes without signal.
         """
         check_device(quantisation, device)
         file = Path(name) if is_single_file(name) else None
@@ -95,16 +103,14 @@ class BaseModel:
             if file is None
             else load_file(file, quantisation=quantisation, dtype=dtype, prediction=prediction)
         )
-        if prediction is not None:
-            parts.scheduler.register_to_config(prediction_type=prediction)
         if quantisation == "fp8":
             store_in_float8(parts.unet)
         base = cls(
             name=name,
             unet=parts.unet,
-            vae=parts.vae if vae is None else _load_vae(vae),
+            vae=parts.vae if vae is None else _load_vae(vae, parts.vae.config["scaling_factor"]),
             text_encoder=_text_encoder(parts, prompt_syntax, clip_skip),
-            scheduler=parts.scheduler,
+            scheduler=settle(parts.scheduler, prediction, zero_terminal_snr=zero_terminal_snr),
             zeros_for_empty=parts.zeros_for_empty,
         )
         return base.to(device)
@@ -144,6 +150,11 @@ class BaseModel:
     def alphas_cumprod(self) -> Tensor:
         """The share of signal left at each timestep (T,), float32."""
         return self.scheduler.alphas_cumprod
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether nothing of a picture is left at the last timestep."""
+        return has_zero_terminal_snr(self.scheduler)
 
     @property
     def vae(self) -> Any:
@@ -247,18 +258,11 @@ def _text_hash(encoder: TextEncoder) -> str:
     return _fingerprint(config, encoder.model)
 
 
-def _load_vae(name: str) -> AutoencoderKL:
-    """An autoencoder alone. Raises `ModelError`."""
-    return load_vae_file(Path(name)) if is_single_file(name) else load_pretrained_vae(name)
-
-
-def _prediction(scheduler: DDIMScheduler) -> Prediction:
-    kind = scheduler.config["prediction_type"]
-    if kind not in ("epsilon", "v_prediction"):
-        raise ModelError(
-            f"the scheduler's prediction_type is '{kind}'; supported are epsilon and v_prediction"
-        )
-    return kind
+def _load_vae(name: str, scaling: float) -> AutoencoderKL:
+    """An autoencoder alone; `scaling` of latents where its file does not say it. `ModelError`."""
+    if is_single_file(name):
+        return load_vae_file(Path(name), scaling)
+    return load_pretrained_vae(name)
 
 
 def _fingerprint(config: Mapping[str, Any], module: torch.nn.Module) -> str:

@@ -44,8 +44,8 @@ class Outline:
         """
         if is_single_file(name):
             found = read_architecture(Path(name), prediction)
-            parts = {"unet": found.unet, "vae": found.vae, "text_encoder": found.text}
-            return cls(name, {**parts, "scheduler": {}})
+            parts = {"unet": found.unet, "vae": found.vae, "scheduler": found.scheduler}
+            return cls(name, {**parts, **found.texts})
         unet = _read(name, "unet/config.json", revision)
         parts = [part for part in layout_of(name, revision, unet).parts if part in _FILES]
         rest = {part: _read(name, _FILES[part], revision) for part in parts}
@@ -96,6 +96,11 @@ class Outline:
     def timesteps(self) -> int:
         """How many timesteps there are."""
         return int(self.parts["scheduler"].get("num_train_timesteps", 1000))
+
+    @property
+    def prediction(self) -> str:
+        """What the scheduler says is predicted, or means by saying nothing."""
+        return str(self.parts["scheduler"].get("prediction_type", "epsilon"))
 
     def _made(self, part: str, make: Any) -> Any:
         try:

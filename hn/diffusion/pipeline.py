@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
+from hn.diffusion.noising import GUIDANCE_RESCALE
 from hn.diffusion.views import BEAUTIFUL, PLAIN, SCORED
 from hn.storage import whole
 
@@ -25,7 +26,8 @@ class Painter:
     """Draws the same prompts from the same noise every time, without touching any global generator.
 
     `prompts` are P, `negative` is the one that guidance leads away from, `size` is width and height
-    in pixels. Without a `scheduler`, the base model's own.
+    in pixels. Without a `scheduler`, the base model's own; with zero terminal SNR the guidance is
+    rescaled.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Painter:
         self._base = base
         self._prompts = prompts
         self._negative = negative
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "width": size[0],
             "height": size[1],
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
         }
+        if base.zero_terminal_snr:
+            self._settings["guidance_rescale"] = GUIDANCE_RESCALE
         self._seed = seed
         self._progress = progress
         self._pipeline = bare_pipeline(base, scheduler or base.scheduler)

@@ -8,14 +8,14 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from hn.diffusion.kernels import Attend
-from hn.diffusion.projections import Contexts, Projected, part_of
+from hn.diffusion.projections import Contexts, Projected
 from hn.diffusion.strength import Choices, resolve
 from hn.network.module import Stack, transform_context
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the layers read in one UNet forward: through which stack in each part of the UNet, and
+    """What the layers read in one UNet forward: through which stack at each place of the UNet, and
     the text transformed for it (`contexts`), unless each layer is to do that itself. Of the layers
     in `projected`, keys and values are there, too. Where the UNet computes without autocast, the
     hypernetworks have it in this `precision`.
@@ -26,27 +26,27 @@ class Reading:
     projected: Projected = field(default_factory=dict)
     precision: torch.dtype | None = None
 
-    def transform(self, context: Tensor, part: str) -> tuple[Tensor, Tensor]:
-        """What `to_k` and `to_v` of a part of the UNet read instead of a context (B, T, D)."""
+    def transform(self, context: Tensor, place: str) -> tuple[Tensor, Tensor]:
+        """What `to_k` and `to_v` at a place of the UNet read instead of a context (B, T, D)."""
         if self.precision is None:
-            return transform_context(context, self.stacks[part])
+            return transform_context(context, self.stacks[place])
         with torch.autocast(context.device.type, self.precision):
-            return transform_context(context, self.stacks[part])
+            return transform_context(context, self.stacks[place])
 
 
 class HypernetworkAttention:
     """An attention processor that reads the context through a stack of hypernetworks.
 
-    `name` is that of the layer in the UNet. diffusers passes on only the keyword arguments that
-    `__call__` names, hence `reading`; without one (a layer that is called alone) it is that of the
-    stack at the end of denoising.
+    `name` is that of the layer in the UNet, `place` where its reading is found. diffusers passes on
+    only the keyword arguments that `__call__` names, hence `reading`; without one (a layer that is
+    called alone) it is that of the stack at the end of denoising.
     """
 
-    def __init__(self, stack: Choices, attend: Attend, name: str) -> None:
+    def __init__(self, stack: Choices, attend: Attend, name: str, place: str) -> None:
         self.stack = stack
         self.attend = attend
         self.name = name
-        self.block = part_of(name)
+        self.place = place
 
     def __call__(
         self,
@@ -82,11 +82,11 @@ class HypernetworkAttention:
         """What `to_k` and `to_v` read."""
         if reading is None:
             end = hidden_states.new_ones((), dtype=torch.float32)
-            reading = Reading(resolve(self.stack, end), None)
+            reading = Reading(resolve(self.stack, end, [self.place]), None)
         if text is not None and reading.contexts is not None:
-            return reading.contexts[self.block]
+            return reading.contexts[self.place]
         context = hidden_states if text is None else text
-        return reading.transform(context, self.block)
+        return reading.transform(context, self.place)
 
 
 class DirectAttention(Attention):

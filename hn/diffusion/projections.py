@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hn.diffusion.strength import BLOCKS
-
 Contexts = dict[str, tuple[Tensor, Tensor]]
-"""What `to_k` and `to_v` read (B, T, D) in each part of the UNet."""
+"""What `to_k` and `to_v` read (B, T, D) at each place of the UNet."""
 Linears = dict[str, tuple[nn.Linear, nn.Linear]]
 """`to_k` and `to_v` by the names of the layers."""
 Projected = dict[str, tuple[Tensor, Tensor]]
@@ -27,12 +25,14 @@ class Projections:
 
     Others (of a LoRA, quantised, offloaded, trained, with hooks) are left to compute their own.
     Which they are is looked up in every forward, since any of that may come and go. Without
-    `stacked`, the weights stay as they are, and every layer has its own products.
+    `stacked`, the weights stay as they are, and every layer has its own products. `places`: where
+    each layer finds its contexts.
     """
 
-    def __init__(self, layers: dict[str, Any], *, stacked: bool) -> None:
+    def __init__(self, layers: dict[str, Any], places: dict[str, str], *, stacked: bool) -> None:
         reading = [(name, layer) for name, layer in layers.items() if layer.is_cross_attention]
-        self._layers = dict(sorted(reading, key=lambda named: part_of(named[0])))
+        self._layers = dict(sorted(reading, key=lambda named: places[named[0]]))
+        self._places = places
         self._stacked = stacked
         self._matrices: dict[str, StackedWeights] = {}
 
@@ -47,7 +47,7 @@ class Projections:
     def __call__(self, contexts: Contexts, linears: Linears) -> Projected:
         """The keys and values of these layers."""
         if not self._stacked or not linears:
-            read = {name: contexts[part_of(name)] for name in linears}
+            read = {name: contexts[self._places[name]] for name in linears}
             return {
                 name: (to_k(read[name][0]), to_v(read[name][1]))
                 for name, (to_k, to_v) in linears.items()
@@ -55,8 +55,9 @@ class Projections:
         keys = self._matrix("k", [to_k for to_k, _ in linears.values()])
         values = self._matrix("v", [to_v for _, to_v in linears.values()])
         names, projected = list(linears), {}
-        for start, end in _alike(names, contexts):
-            context_k, context_v = contexts[part_of(names[start])]
+        read_by = [contexts[self._places[name]] for name in names]
+        for start, end in _alike(read_by):
+            context_k, context_v = read_by[start]
             sides = zip(keys(context_k, start, end), values(context_v, start, end), strict=True)
             projected |= zip(names[start:end], sides, strict=True)
         return projected
@@ -97,18 +98,10 @@ class StackedWeights:
         return F.linear(context, self._matrix[first : first + sum(sizes)]).split(sizes, -1)
 
 
-def part_of(name: str) -> str:
-    """The part of the UNet that a layer is in: down, mid or up."""
-    return name.partition("_")[0]  # down_blocks.0..., mid_block..., up_blocks...
-
-
-def _alike(names: list[str], contexts: Contexts) -> list[tuple[int, int]]:
-    """From where to where the layers, which are sorted by part, read the same contexts."""
-    if all(contexts[part] is contexts[BLOCKS[0]] for part in BLOCKS):
-        return [(0, len(names))]
-    parts = [part_of(name) for name in names]
-    borders = [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]
-    return list(pairwise([*borders, len(parts)]))
+def _alike(read: list[tuple[Tensor, Tensor]]) -> list[tuple[int, int]]:
+    """From where to where layers read the very same contexts."""
+    borders = [i for i in range(len(read)) if i == 0 or read[i] is not read[i - 1]]
+    return list(pairwise([*borders, len(read)]))
 
 
 def _is_plain(linear: Any, text: Tensor) -> bool:

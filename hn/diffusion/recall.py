@@ -19,7 +19,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hn.diffusion.processor import Reading
 from hn.diffusion.projections import Linears
-from hn.diffusion.strength import BLOCKS
 
 KEPT = 2  # texts: samplers that guide in two calls show two in turn
 
@@ -82,15 +81,15 @@ def list_ingredients(text: Tensor, bare: Reading, linears: Linears) -> Ingredien
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
-    stacks = bare.stacks
-    nets = [net for net, _ in stacks[BLOCKS[0]]]
+    stacks = list(bare.stacks.values())
+    used = [pairs for stack in stacks for pairs, _ in stack]
     dim = text.shape[-1]
-    read = [net.module(dim, side) for net in nets if dim in net.dims for side in "kv"]
+    read = [module for pairs in dict.fromkeys(used) for module in pairs.pair(dim).values()]
     modules = [module for top in read for module in top.modules()]
-    if any(net.training for net in nets) or any(_is_watched(module) for module in modules):
+    if any(pairs.training for pairs in used) or any(_is_watched(module) for module in modules):
         return None
-    strengths = [strength for block in BLOCKS for _, strength in stacks[block]]
-    if not all(_is_number(strength) for strength in strengths):
+    strengths = [[strength for _, strength in stack] for stack in stacks]
+    if not all(_is_number(strength) for some in strengths for strength in some):
         return None
     weights = [
         *(weight for module in modules for weight in module._parameters.values()),
@@ -99,7 +98,7 @@ def list_ingredients(text: Tensor, bare: Reading, linears: Linears) -> Ingredien
     tensors = [text, *(weight for weight in weights if weight is not None)]
     if not all(_has_version(tensor) for tensor in tensors):
         return None
-    things = [*nets, *modules, *(linear for pair in linears.values() for linear in pair), *weights]
+    things = [*used, *modules, *(linear for pair in linears.values() for linear in pair), *weights]
     numbers = [len(things), strengths, bare.precision, *_traces(text, tensors)]
     return Ingredients(text, things, numbers)
 

@@ -20,9 +20,8 @@ class Residuals:
     def __init__(self, hypernetwork: Hypernetwork) -> None:
         self._ratios: dict[nn.Module, list[Tensor]] = {}
         self._open = False
-        for dim in hypernetwork.dims:
-            for side in "kv":
-                hypernetwork.module(dim, side).linear.register_forward_hook(self._note)
+        for part in hypernetwork.parts():
+            part.module.linear.register_forward_hook(self._note)
 
     @contextmanager
     def noted(self) -> Iterator[None]:

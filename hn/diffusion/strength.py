@@ -1,6 +1,6 @@
 """How much of a hypernetwork is used: where in the UNet, on which side, and when."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from hn.errors import OptionError, shown
 from hn.network.module import Amount, Hypernetwork, Stack
 
-BLOCKS = ("down", "mid", "up")
+PARTS = ("down", "mid", "up")
 Timesteps = Callable[[], Tensor]
 """The timesteps (S,) of the denoising that is going on, descending."""
 
@@ -51,9 +51,9 @@ class Strength:
         """Whether it is the same in all parts of the UNet."""
         return self.down == self.mid == self.up
 
-    def sides(self, block: str, progress: Tensor | None) -> tuple[Amount, Amount]:
+    def sides(self, part: str, progress: Tensor | None) -> tuple[Amount, Amount]:
         """Its strength for keys and for values in a part of the UNet at a progress ()."""
-        amount: Amount = self.value * getattr(self, block)
+        amount: Amount = self.value * getattr(self, part)
         if self.schedule:
             assert progress is not None
             amount = amount * self._factor(progress)
@@ -88,14 +88,30 @@ def is_scheduled(stack: Choices) -> bool:
     return any(isinstance(strength, Strength) and strength.schedule for _, strength in stack)
 
 
-def resolve(stack: Choices, progress: Tensor | None) -> dict[str, Stack]:
-    """The stack that each part of the UNet reads through; one and the same where nothing differs.
+def resolve(
+    stack: Choices, progress: Tensor | None, places: Iterable[str] = PARTS
+) -> dict[str, Stack]:
+    """The stack that each place of the UNet reads through; one and the same where nothing differs.
 
-    That the parts share it is how a text context is known to be transformed once for all.
+    That places share it is how a text context is known to be transformed once for all of them.
     """
-    if all(not isinstance(s, Strength) or s.is_same_everywhere for _, s in stack):
-        return dict.fromkeys(BLOCKS, _in_block(stack, BLOCKS[0], progress))
-    return {block: _in_block(stack, block, progress) for block in BLOCKS}
+    parted = any(isinstance(s, Strength) and not s.is_same_everywhere for _, s in stack)
+    stacks: dict[str, Stack] = {}
+    alike: dict[tuple[Any, ...], Stack] = {}
+    for place in places:
+        part, pairs = place.partition(".")[0], [net.at(place) for net, _ in stack]
+        key = (parted and part, *map(id, pairs))
+        if key not in alike:
+            alike[key] = [
+                (
+                    own,
+                    strength.sides(part, progress) if isinstance(strength, Strength) else strength,
+                )
+                for own, (_, strength) in zip(pairs, stack, strict=True)
+                if own is not None
+            ]
+        stacks[place] = alike[key]
+    return stacks
 
 
 def measure_progress(timestep: Any, timesteps: Tensor) -> Tensor:
@@ -106,13 +122,6 @@ def measure_progress(timestep: Any, timesteps: Tensor) -> Tensor:
     """
     now = torch.as_tensor(timestep, device=timesteps.device).flatten()[0]
     return (timesteps > now).sum() / (timesteps > timesteps[-1]).sum().clamp(min=1)
-
-
-def _in_block(stack: Choices, block: str, progress: Tensor | None) -> Stack:
-    return [
-        (net, strength.sides(block, progress) if isinstance(strength, Strength) else strength)
-        for net, strength in stack
-    ]
 
 
 def _check_schedule(schedule: Any) -> None:

@@ -13,7 +13,7 @@ from hn.demo import NAME as DEMO
 from hn.hub import measurements
 from hn.hub.checkpoints import checkpoint_path
 from hn.hub.public import is_remote, public, public_settings, shown_as_is, table
-from hn.network import files, portability
+from hn.network import files, portability, sharing
 from hn.network.remote import NAMED
 
 PREVIEW = "preview.png"
@@ -90,6 +90,7 @@ def _opening(subject: Subject) -> str:
         ("context widths", " ".join(map(str, config.dims))),
         ("layers", " ".join(f"{multiplier:g}" for multiplier in config.layer_structure)),
         ("activation", config.activation_func or "linear"),
+        *([("read", config.reach)] if config.reach else []),
         ("parameters", f"{sum(tensor.numel() for tensor in contents.tensors.values()):,}"),
     ]
     picture = f"![Prompts in rows, strengths in columns]({PREVIEW})" if subject.preview else ""
@@ -108,11 +109,14 @@ def _use(subject: Subject, report: dict[str, Any]) -> str:
         f"with hn.attach(pipeline.unet, [(net, {strength})]):  # a diffusers pipeline\n"
         f'    picture = pipeline("a prompt").images[0]'
     )
+    python = f"Python, with diffusers:\n\n```python\n{code}\n```"
+    if sharing.obstacle(files.read(subject.file)) is not None:  # there is no .pt
+        return python
     return (
         f"AUTOMATIC1111's web UI: put `{name}.pt` into `models/hypernetworks` and write "
         f"`<hypernet:{name}:{strength}>` into the prompt.\n\n"
         f"ComfyUI: put `{name}.pt` into `models/hypernetworks` and add the node Hypernetwork "
-        f"Loader with strength {strength}.\n\nPython, with diffusers:\n\n```python\n{code}\n```"
+        f"Loader with strength {strength}.\n\n{python}"
     )
 
 

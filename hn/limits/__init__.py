@@ -8,6 +8,7 @@ from hn.errors import OptionError, shown
 from hn.limits.hub import hub_faults
 from hn.limits.learning import learning_faults
 from hn.limits.memory import memory_faults
+from hn.limits.network import network_faults
 from hn.limits.processes import process_faults
 from hn.limits.saving import saving_faults
 
@@ -271,11 +272,7 @@ def _combination_faults(config: Config) -> list[str]:
         )
     if len(name.encode()) > MAX_NAME:
         faults.append(f"name must have at most {MAX_NAME} bytes, since it names files")
-    if config.network.adopt_optimizer != "matching" and config.network.hypernetwork_path is None:
-        faults.append(
-            "adopt_optimizer is for the file that hypernetwork_path names; found "
-            f"{config.network.adopt_optimizer} without one"
-        )
+    faults += network_faults(config)
     optimizer = config.optimizer
     if optimizer.use_8bit_adam and optimizer.optimizer != "AdamW":
         faults.append(

@@ -16,7 +16,7 @@ OF_DATA = tuple(
 OF_OBJECTIVE = tuple(field.name for field in fields(ObjectiveConfig))
 OF_OPTIMIZER = ("optimizer", "optimizer_args", "use_8bit_adam", "width_learning_rates")
 CHANGEABLE = (
-    *("base_model", "vae", "prediction_type", "prompt_syntax", "clip_skip"),
+    *("base_model", "vae", "prediction_type", "zero_terminal_snr", "prompt_syntax", "clip_skip"),
     *("pictures", "global_batch", "seed"),
     *("train_batch_size", *OF_DATA, *OF_OBJECTIVE),
 )

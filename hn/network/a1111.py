@@ -13,6 +13,7 @@ from hn.errors import ModelError, shown
 from hn.network import container
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig, Provenance
+from hn.network.sharing import by_width
 
 _OLD_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}
 # ComfyUI refuses both names, and knows both functions.
@@ -64,7 +65,11 @@ def from_dict(state: Any, default_name: str) -> Contents:
 
 
 def to_dict(contents: Contents, name: str) -> dict[int | str, Any]:
-    """Every key the web UI writes, in its order, as plain types."""
+    """Every key the web UI writes, in its order, as plain types.
+
+    Raises `ModelError` for what has no such form.
+    """
+    contents = by_width(contents)
     tensors = contents.packed()
     state: dict[int | str, Any] = {dim: _weights(tensors, dim) for dim in contents.config.dims}
     return state | named_values(contents, name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hn.errors import ModelError
 from hn.network.contents import Contents
-from hn.network.module import Hypernetwork, HypernetworkModule
+from hn.network.module import HypernetworkModule, Part
 
 PROBES = (8, 256)  # contexts: a batch, since some activations run over it, of so many tokens
 ALIKE = 1e-6  # what varies less, relative to the size of its values, is alike
@@ -21,12 +21,14 @@ ALIKE = 1e-6  # what varies less, relative to the size of its values, is alike
 
 @dataclass(frozen=True)
 class ModuleFacts:
-    """One module. `change`: size of what it adds, relative to the context (root mean square).
+    """One module; `block` is "" where all share it.
 
+    `change`: size of what it adds, relative to the context (root mean square).
     `rank`: effective rank of what it adds, exp of the entropy of its singular values (Roy and
     Vetterli 2007), at most `dim`. `dead`: hidden units that answer all contexts alike, of `units`.
     """
 
+    block: str
     dim: int
     side: str
     parameters: int
@@ -40,9 +42,7 @@ class ModuleFacts:
 def examine(contents: Contents) -> Iterator[ModuleFacts]:
     """The facts of each module in turn. Raises `ModelError` for spoilt or overflowing weights."""
     net = contents.build().double()  # large weights overflow later, ranks have less noise
-    for dim in net.dims:
-        for side in "kv":
-            yield _examine(net, dim, side)
+    yield from map(_examine, net.parts())
 
 
 def dtypes(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -51,16 +51,17 @@ def dtypes(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 @torch.no_grad()
-def _examine(net: Hypernetwork, dim: int, side: str) -> ModuleFacts:
-    module = net.module(dim, side)
+def _examine(part: Part) -> ModuleFacts:
+    dim, module = part.dim, part.module
     context = torch.randn(*PROBES, dim, generator=torch.Generator().manual_seed(dim)).double()
     added = module.linear(context)  # (B, N, D)
     if not added.isfinite().all():
-        raise ModelError(f"the weights of {dim}.{side} are so large that its outputs overflow")
+        raise ModelError(f"the weights of {part.name} are so large that its outputs overflow")
     dead, units = _dead_units(module, context)
     return ModuleFacts(
+        block=part.block,
         dim=dim,
-        side=side,
+        side=part.side,
         parameters=sum(p.numel() for p in module.parameters()),
         weight_norm=float(sum(p.square().sum() for p in module.parameters()) ** 0.5),
         change=float(added.square().mean().sqrt()),

@@ -45,7 +45,7 @@ class Contents:
 
         Allocates nothing. Raises `ModelError` naming the first five.
         """
-        expected = _skeleton(self.config).tensors()
+        expected = skeleton(self.config).tensors()
         faults = [f"{key} is missing" for key in expected if key not in self.tensors]
         faults += [
             f"{shown(key)} is not part of this structure"
@@ -66,7 +66,7 @@ class Contents:
     def build(self) -> Hypernetwork:
         """The hypernetwork, in float32; draws no random numbers. Raises `ModelError` for NaN."""
         _raise([f"{key} holds NaN or infinity" for key in self.spoilt], "the weights are spoilt")
-        net = _skeleton(self.config, self.provenance)
+        net = skeleton(self.config, self.provenance)
         weights = {
             f"pairs.{key}": tensor.detach().clone()
             for key, tensor in self.to(torch.float32).tensors.items()
@@ -81,7 +81,7 @@ class Contents:
 
     def packed(self) -> dict[str, Tensor]:
         """The tensors in the modules' order, on the CPU, each with a storage of its own size."""
-        names = _skeleton(self.config).tensors()
+        names = skeleton(self.config).tensors()
         return {key: self.tensors[key].detach().cpu().contiguous().clone() for key in names}
 
     def to(self, dtype: torch.dtype) -> Self:
@@ -111,7 +111,7 @@ class Contents:
     def with_config(self, **changes: Any) -> Self:
         """Described otherwise, tensors renamed; the layers that hold tensors must stay the same."""
         config = replace(self.config, **changes)
-        before, after = _skeleton(self.config).tensors(), _skeleton(config).tensors()
+        before, after = skeleton(self.config).tensors(), skeleton(config).tensors()
         names = dict(zip(before, after, strict=True))
         tensors = {names[key]: self.tensors[key] for key in before}
         return replace(self, config=config, tensors=tensors, values=MappingProxyType({}))
@@ -126,7 +126,7 @@ def tensor_fault(tensor: Tensor) -> str | None:
     return None
 
 
-def _skeleton(config: HypernetworkConfig, provenance: Provenance | None = None) -> Hypernetwork:
+def skeleton(config: HypernetworkConfig, provenance: Provenance | None = None) -> Hypernetwork:
     """The hypernetwork without memory for its weights: names and shapes."""
     with torch.device("meta"):
         return Hypernetwork(config, provenance, draw_weights=False)

@@ -1,17 +1,19 @@
 """What describes a hypernetwork: its structure, layer by layer, and where it comes from."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from hn.errors import ModelError, printable, shown
+from hn.network.reach import SidesTrained, check_reach
 
 # Far above any real file, and low enough that a hostile one costs neither time nor memory.
 MAX_DIM = 2**20
 MAX_MULTIPLIER = 1000
 MAX_ENTRIES = 64
 MAX_STEP = 2**53
+_OF_REACH = ("sides", "blocks", "block_dims", "complete")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,11 @@ class HypernetworkConfig:
     None is linear. `dropout_structure`: one probability for each entry of `layer_structure` (the
     first is never used). `use_dropout` is information for other hosts: what is built follows
     `dropout_structure` alone.
+
+    What only our own files say, see `reach`: which `sides` have modules; in which `blocks` of the
+    UNet they are read through (none: everywhere); of which widths each block has modules of its
+    own (`block_dims`, none: all share those of `dims`); and whether the UNet has no attention of
+    these widths in other blocks (`complete`).
     """
 
     dims: tuple[int, ...]
@@ -33,6 +40,10 @@ class HypernetworkConfig:
     activate_output: bool = False
     use_dropout: bool = False
     dropout_structure: tuple[float, ...] = ()
+    sides: SidesTrained = "both"
+    blocks: tuple[str, ...] = ()
+    block_dims: tuple[tuple[int, ...], ...] = ()
+    complete: bool = False
 
     def __post_init__(self) -> None:
         if not self.dropout_structure:
@@ -40,6 +51,7 @@ class HypernetworkConfig:
         self._check_widths()
         self._check_dropout()
         self._check_words()
+        check_reach(self.dims, self.sides, self.blocks, self.block_dims, self.complete)
         if any(self.dropout_structure) and not self.use_dropout:
             object.__setattr__(self, "use_dropout", True)
 
@@ -92,6 +104,37 @@ class HypernetworkConfig:
     def last_layer_dropout(self) -> bool:
         """Whether the last hidden layer has dropout, as the web UI derives it when it saves."""
         return len(self.dropout_structure) > 1 and self.dropout_structure[-2] != 0
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The sides that have modules: k, v, or both."""
+        return ("k", "v") if self.sides == "both" else (self.sides,)
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it is what every host knows: both sides, in all of the UNet."""
+        return self.sides == "both" and not self.blocks
+
+    @property
+    def reach(self) -> str:
+        """Where it is read, such as `k only, in down.1, mid`; nothing for everywhere."""
+        words = [] if self.sides == "both" else [f"{self.sides} only"]
+        if self.blocks:
+            own = ", each with its own" if self.block_dims else ""
+            words.append(f"in {', '.join(self.blocks)}{own}")
+        return ", ".join(words)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields by name; those of `reach` only where they differ from everywhere.
+
+        So files and checkpoints of hypernetworks that are everywhere stay as they always were.
+        """
+        default = type(self)(dims=self.dims)
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _OF_REACH or value != getattr(default, name)
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,8 @@ def load(path: str | PathLike[str], *, revision: str | None = None) -> Hypernetw
 def save(net: Hypernetwork, path: str | PathLike[str]) -> None:
     """Write a `.pt` (A1111, ComfyUI) or `.safetensors` file; its stored name is the stem.
 
-    Raises `ModelError` for another ending, `StorageError` if the disk refuses; an old file is
-    intact then.
+    Raises `ModelError` for another ending and for what a `.pt` cannot say (`sharing`),
+    `StorageError` if the disk refuses; an old file is intact then.
     """
     write(Contents.of(net), path)
 

@@ -3,13 +3,14 @@
 A context `x` (B, T, D) becomes `x + strength * mlp(x)` before `to_k`, and with another MLP before
 `to_v`. The mathematics, the layer order and the order in which random numbers are drawn are those
 of the AUTOMATIC1111 web UI, so its files compute the same here and a seed gives the same initial
-weights as there.
+weights as there. Beyond it, a side may be left out, and blocks of the UNet may have modules of
+their own (`reach`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,15 @@ from hn.errors import ModelError, shown
 from hn.network.activations import make_activation
 from hn.network.description import HypernetworkConfig, Layer, Provenance, layers
 from hn.network.initialisers import initialise
+from hn.network.reach import SidesTrained, covers
 
 Amount = float | Tensor
 """A strength; one that changes while denoising is a tensor (), so that nothing waits for it."""
 Sides = Amount | tuple[Amount, Amount]
 """One strength for keys and values, or one for each."""
-Stack = Sequence[tuple["Hypernetwork", Sides]]
-"""Hypernetworks with their strengths, in the order in which they are applied."""
+Stack = Sequence[tuple["Pairs | Hypernetwork", Sides]]
+"""Pairs (or hypernetworks with one pair for each width) with their strengths, in the order in which
+they are applied."""
 
 
 class HypernetworkModule(nn.Module):
@@ -86,6 +89,61 @@ def _seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
+class Pairs(nn.ModuleDict):
+    """The modules of some context widths, {width: {side: module}}; a side may be left out."""
+
+    def __init__(
+        self, dims: Sequence[int], config: HypernetworkConfig, *, draw_weights: bool = True
+    ) -> None:
+        super().__init__(
+            {
+                str(dim): nn.ModuleDict(
+                    {
+                        side: HypernetworkModule(dim, config, draw_weights=draw_weights)
+                        for side in config.kinds
+                    }
+                )
+                for dim in dims
+            }
+        )
+
+    def pair(self, dim: int) -> Mapping[str, HypernetworkModule]:
+        """The modules for contexts of a width by side; none for a width that it does not know."""
+        key = str(dim)
+        return self[key]._modules if key in self._modules else {}  # type: ignore[return-value]
+
+    def forward(
+        self, context_k: Tensor, context_v: Tensor, strength: Sides = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Rewrite contexts (B, T, D) for keys and values; what has no module passes unchanged."""
+        pair = self.pair(context_k.shape[-1])
+        for_k, for_v = strength if isinstance(strength, tuple) else (strength, strength)
+        if "k" in pair:
+            context_k = pair["k"](context_k, for_k)
+        if "v" in pair:
+            context_v = pair["v"](context_v, for_v)
+        return context_k, context_v
+
+
+class Part(NamedTuple):
+    """One module of a hypernetwork; `block` is "" where all blocks share it."""
+
+    block: str
+    dim: int
+    side: str
+    module: HypernetworkModule
+
+    @property
+    def name(self) -> str:
+        """What its tensors' names begin with, such as `768.k` or `down_1.768.k`."""
+        return ".".join(filter(None, (_key(self.block), str(self.dim), self.side)))
+
+
+def _key(block: str) -> str:
+    """A block's name in the names of tensors, where a point would begin another module."""
+    return block.replace(".", "_")
+
+
 class Hypernetwork(nn.Module):
     """The (k, v) pairs of all widths; float32, in evaluation mode until it is trained."""
 
@@ -99,16 +157,15 @@ class Hypernetwork(nn.Module):
         super().__init__()
         self.config = config
         self.provenance = provenance or Provenance()
-        self.pairs = nn.ModuleDict(
-            {
-                str(dim): nn.ModuleDict(
-                    {
-                        kind: HypernetworkModule(dim, config, draw_weights=draw_weights)
-                        for kind in "kv"
-                    }
-                )
-                for dim in config.dims
-            }
+        self.pairs = (
+            nn.ModuleDict(
+                {
+                    _key(block): Pairs(dims, config, draw_weights=draw_weights)
+                    for block, dims in zip(config.blocks, config.block_dims, strict=True)
+                }
+            )
+            if config.block_dims
+            else Pairs(config.dims, config, draw_weights=draw_weights)
         )
         self.eval()
 
@@ -127,6 +184,8 @@ class Hypernetwork(nn.Module):
         is_layer_norm: bool = False,
         activate_output: bool = False,
         dropout_structure: Sequence[float] | None = None,
+        sides: SidesTrained = "both",
+        blocks: Sequence[str] = (),
         seed: int | None = None,
         name: str = "",
     ) -> Self:
@@ -144,7 +203,14 @@ class Hypernetwork(nn.Module):
             is_layer_norm=is_layer_norm,
             activate_output=activate_output,
             dropout_structure=tuple(dropout_structure or ()),
+            sides=sides,
+            blocks=tuple(blocks),
         )
+        return cls.drawn(config, seed, name)
+
+    @classmethod
+    def drawn(cls, config: HypernetworkConfig, seed: int | None, name: str = "") -> Self:
+        """A new one as described, as `create` makes it."""
         with _seeded(seed):
             return cls(config, Provenance(name=name))
 
@@ -164,13 +230,43 @@ class Hypernetwork(nn.Module):
         random = (nn.Dropout, nn.RReLU)
         return self.training and any(isinstance(module, random) for module in self.modules())
 
+    def parts(self) -> Iterator[Part]:
+        """All its modules, in the order of their parameters."""
+        homes = zip(self.config.blocks, self.pairs.values(), strict=True)
+        for block, pairs in homes if self.config.block_dims else [("", self.pairs)]:
+            assert isinstance(pairs, Pairs)
+            for dim in map(int, pairs):
+                for side, module in pairs.pair(dim).items():
+                    yield Part(block, dim, side, module)
+
+    @property
+    def shared(self) -> Pairs:
+        """The modules that all blocks share. Raises `ModelError` where each has its own."""
+        if not isinstance(self.pairs, Pairs):
+            raise ModelError(
+                f"{self.provenance.name or 'the hypernetwork'} has modules of its own for each of "
+                f"{', '.join(self.config.blocks)}: attach it to a UNet, or take those `at` a place"
+            )
+        return self.pairs
+
+    def pair(self, dim: int) -> Mapping[str, HypernetworkModule]:
+        """The shared modules for contexts of width `dim`, by side."""
+        return self.shared.pair(dim)
+
     def module(self, dim: int, side: str) -> HypernetworkModule:
-        """The module for contexts of width `dim`; `side` is "k" or "v"."""
-        pair = self.pairs[str(dim)]
-        assert isinstance(pair, nn.ModuleDict)
-        module = pair[side]
-        assert isinstance(module, HypernetworkModule)
-        return module
+        """The shared module for contexts of width `dim`; `side` is "k" or "v"."""
+        return self.pair(dim)[side]
+
+    def at(self, place: str) -> Pairs | None:
+        """What is read through at a place of the UNet, such as `down.1.0`; None for nothing."""
+        if not self.config.blocks:
+            return self.shared
+        block = next((it for it in self.config.blocks if covers(it, place)), None)
+        if block is None:
+            return None
+        own = self.pairs[_key(block)] if self.config.block_dims else self.shared
+        assert isinstance(own, Pairs)
+        return own
 
     def describe(self, **changes: Any) -> None:
         """Set fields of the provenance, such as `step=500`."""
@@ -179,12 +275,8 @@ class Hypernetwork(nn.Module):
     def forward(
         self, context_k: Tensor, context_v: Tensor, strength: Sides = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Rewrite the contexts (B, T, D) of keys and values; an unknown width passes unchanged."""
-        dim = context_k.shape[-1]
-        if dim not in self.dims:
-            return context_k, context_v
-        for_k, for_v = strength if isinstance(strength, tuple) else (strength, strength)
-        return self.module(dim, "k")(context_k, for_k), self.module(dim, "v")(context_v, for_v)
+        """Rewrite the contexts (B, T, D) of keys and values by the shared modules."""
+        return self.shared(context_k, context_v, strength)
 
 
 def transform_context(context: Tensor, stack: Stack) -> tuple[Tensor, Tensor]:

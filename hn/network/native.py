@@ -1,5 +1,5 @@
-"""Our `.safetensors`: tensors named `768.k.linear.0.weight`, and the whole description as JSON in
-the header.
+"""Our `.safetensors`: tensors named `768.k.linear.0.weight` (of a block's own modules
+`down_1.768.k.linear.0.weight`), and the whole description as JSON in the header.
 """
 
 import json
@@ -14,7 +14,8 @@ from hn.errors import ModelError, printable, shown
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig, Provenance
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_EVERYWHERE = 1  # what is no more than that is written as it always was, for older readers
 # One key only: the order of several is not fixed, and equal runs must give equal bytes.
 HEADER_KEY = "hypernetwork"
 
@@ -36,9 +37,10 @@ def read(path: Path) -> Contents:
 
 def to_bytes(contents: Contents, name: str) -> bytes:
     """The file's bytes: the same contents always give the same ones."""
+    everywhere = contents.config.is_everywhere
     description = {
-        "format_version": FORMAT_VERSION,
-        "config": asdict(contents.config),
+        "format_version": _EVERYWHERE if everywhere else FORMAT_VERSION,
+        "config": contents.config.as_dict(),
         "provenance": asdict(contents.provenance) | {"name": name},
     }
     return save(contents.packed(), metadata={HEADER_KEY: json.dumps(description, sort_keys=True)})
@@ -58,10 +60,7 @@ def _described(metadata: dict[str, str], names: list[str]) -> tuple[Hypernetwork
                 f"it was written by a newer version (format {shown(version)}, this one reads "
                 f"{FORMAT_VERSION})"
             )
-        config: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in description["config"].items()
-        }
+        config = {key: _as_tuples(value) for key, value in description["config"].items()}
         return HypernetworkConfig(**config), Provenance(**description["provenance"])
     except ModelError:
         raise
@@ -69,3 +68,8 @@ def _described(metadata: dict[str, str], names: list[str]) -> tuple[Hypernetwork
         raise ModelError(
             f"its '{HEADER_KEY}' entry is not what we write ({printable(str(error))[:300]})"
         ) from error
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as tuples, those within them, too."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hn.errors import shown
-from hn.network import comfyui, container, files
+from hn.network import comfyui, container, files, sharing
 from hn.network.a1111 import named_values, unread
 from hn.network.contents import Contents
 from hn.network.numpy_numbers import SCALAR
@@ -69,9 +69,16 @@ class Verdict:
 def judge(contents: Contents, path: Path | None = None) -> list[Verdict]:
     """The verdicts of all hosts: on the file at `path`, or on the `.pt` that would be written."""
     everywhere = [*_spoilt(contents), *_depends_on_batch(contents)]
-    in_file = list(_file_findings(path, contents)) if path is not None else []
+    without = list(_without_form(contents))
+    if without:
+        in_a1111 = in_comfyui = without
+    else:
+        in_file = list(_file_findings(path, contents)) if path is not None else []
+        shared = sharing.by_width(contents)
+        in_a1111 = [*in_file, *_a1111(shared)]
+        in_comfyui = list(_comfyui_file(path)) or list(_comfyui(shared))
     hosts = {
-        "A1111": [*in_file, *_a1111(contents)],
+        "A1111": in_a1111,
         "Forge": [
             Finding(
                 Outcome.IGNORED,
@@ -79,7 +86,7 @@ def judge(contents: Contents, path: Path | None = None) -> list[Verdict]:
                 "use A1111, ComfyUI, or diffusers with hn; or a LoRA of it (tools/export_lora.py)",
             )
         ],
-        "ComfyUI": list(_comfyui_file(path)) or list(_comfyui(contents)),
+        "ComfyUI": in_comfyui,
         "diffusers": [],
     }
     return [Verdict(host, (*found, *everywhere)) for host, found in hosts.items()]
@@ -108,15 +115,16 @@ def as_lines(verdicts: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def mended(contents: Contents) -> Contents:
-    """The same function, described so that more hosts compute it: no dropout, no unused activation.
-
-    What else can be mended (flags, names, order, container) is so by writing the file.
-    """
-    config = contents.config
-    applied = config.activate_output or len(config.layer_structure) > 2
-    activation = config.activation_func if applied else "linear"
-    return contents.with_dropout().with_config(activation_func=activation)
+def _without_form(contents: Contents) -> Iterator[Finding]:
+    """Why there is no `.pt` of it, if there is none."""
+    reason = sharing.obstacle(contents)
+    if reason is not None:
+        yield Finding(
+            Outcome.REFUSED,
+            f"no .pt can be written of it: {reason}",
+            "use diffusers with hn; or bake it into a model (tools/bake.py), or export a LoRA of "
+            "it (tools/export_lora.py)",
+        )
 
 
 def _file_findings(path: Path, contents: Contents) -> Iterator[Finding]:
@@ -160,9 +168,8 @@ def _a1111(contents: Contents) -> Iterator[Finding]:
         yield Finding(Outcome.SAME, f"it does not read {shown(others)}")
     if SDXL_WIDTH in contents.config.dims:
         yield Finding(
-            Outcome.IGNORED,
-            f"it hooks no SDXL model (width {SDXL_WIDTH})",
-            "use ComfyUI, or diffusers with hn",
+            Outcome.SAME,
+            f"from version 1.5 on: older ones know no Stable Diffusion XL (width {SDXL_WIDTH})",
         )
     yield from _too_large_for_half(contents)
 
@@ -191,7 +198,7 @@ def _comfyui(contents: Contents) -> Iterator[Finding]:
             Outcome.REFUSED,
             f"it knows no activation {activation!r}",
             _CONVERT
-            if named_values(mended(contents), "")["activation_func"] in comfyui.ACTIVATIONS
+            if named_values(sharing.mended(contents), "")["activation_func"] in comfyui.ACTIVATIONS
             else f"tools/distil.py, or train with one of {', '.join(comfyui.ACTIVATIONS)}",
         )
         return
@@ -249,7 +256,7 @@ def _reasons(contents: Contents, values: Mapping[str, Any]) -> Iterator[Finding]
                 Outcome.OTHER,
                 "with layer norm it activates the last layer too",
                 "tools/convert.py --fix, since the activation is not used"
-                if mended(contents).config.activation_func == "linear"
+                if sharing.mended(contents).config.activation_func == "linear"
                 else "tools/distil.py, or train without layer norm, or with activate_output",
             )
         )

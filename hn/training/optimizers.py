@@ -134,8 +134,9 @@ def _groups(hypernetwork: Hypernetwork, factors: dict[int, float]) -> Any:
         {
             "params": [
                 parameter
-                for side in "kv"
-                for parameter in hypernetwork.module(dim, side).parameters()
+                for part in hypernetwork.parts()
+                if part.dim == dim
+                for parameter in part.module.parameters()
             ],
             RATE_FACTOR: factors.get(dim, 1.0),
         }

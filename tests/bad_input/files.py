@@ -157,7 +157,7 @@ def structures() -> Files:
     lacking = stored()
     del lacking[16][0]["linear.0.weight"]
     return {
-        "wide.pt": (other, ["dims [768] of ", "it has (16, 24, 32)", "leave the others out"]),
+        "wide.pt": (other, ["dims [768] of ", "it has the widths (16, 24, 32)", " out, or take"]),
         "swoosh.pt": (container.write(stored(activation_func="swoosh")), ["swoosh", "relu"]),
         "odd.pt": (
             container.write(stored(layer_structure=[1, 2])),

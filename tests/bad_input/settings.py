@@ -29,7 +29,7 @@ def out_of_range(scene: Scene) -> None:
         said = scene.run(learning_rate=rate)
         assert_stopped(said, 2, [f"learning_rate '{rate}'", "5e-5:150, 2e-5:500, 1e-5"])
     together = scene.run(learning_rate="nan", clip_grad_value="x", optimizer="AdamWW", dims=[999])
-    words = ["things are wrong", "learning_rate 'nan'", "dims [999]", "leave the others out"]
+    words = ["things are wrong", "learning_rate 'nan'", "dims [999]", "Leave [999] out"]
     assert_stopped(together, 2, words)
 
 

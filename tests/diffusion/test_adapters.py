@@ -136,7 +136,7 @@ def test_mistakes_leave_the_pipeline_as_it_was(pipe, files):
     styled = draw(pipe)
     with pytest.raises(OptionError, match="'one' is loaded already"):
         hn.load_hypernetwork(pipe, files / "one.pt")
-    with pytest.raises(ModelError, match="another base model"):
+    with pytest.raises(ModelError, match="it is for Stable Diffusion 1"):
         hn.load_hypernetwork(pipe, files / "stranger.pt")
     with pytest.raises(OptionError, match=r"'on' is loaded \(did you mean 'one'\?\); loaded: one"):
         hn.set_hypernetworks(pipe, ["on"])

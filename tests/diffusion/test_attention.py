@@ -42,7 +42,7 @@ def test_attention_is_that_of_the_web_ui(case):
         for name, strength in zip(case["hypernetworks"], case["strengths"], strict=True)
     ]
     layer = golden_layer(case)
-    layer.set_processor(HypernetworkAttention(stack, sdpa, "mid_block"))
+    layer.set_processor(HypernetworkAttention(stack, sdpa, "mid_block", "mid"))
     mask = None
     if case["mask"]:  # as diffusers' UNet hands it down: (B, 1, T), to be added
         mask = (1 - TENSORS["mask"].float()).unsqueeze(1) * -10_000
@@ -272,7 +272,7 @@ def test_missing_xformers_is_named_with_the_remedy(unet):
 def test_upcast_attention_attends_in_float32():
     torch.manual_seed(0)
     layer = Attention(32, 48, heads=4, dim_head=8, upcast_attention=True).to(torch.bfloat16)
-    layer.set_processor(HypernetworkAttention([], sdpa, "mid_block"))
+    layer.set_processor(HypernetworkAttention([], sdpa, "mid_block", "mid"))
     x, context = torch.randn(2, 9, 32).bfloat16() * 3, torch.randn(2, 7, 48).bfloat16() * 3
     heads = [
         y.unflatten(-1, (4, 8)).transpose(1, 2).float()

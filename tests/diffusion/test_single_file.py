@@ -4,9 +4,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import hn
 from hn.diffusion.base_model import BaseModel
@@ -14,73 +13,22 @@ from hn.diffusion.condition import Condition
 from hn.diffusion.denoiser import predict
 from hn.diffusion.single_file.reading import load_vae
 from hn.diffusion.single_file.vocabulary import build_tokenizer
-from hn.diffusion.surgery.single_file import TEXT, Names
-from hn.diffusion.surgery.tensor_files import TensorFile, write
 from hn.errors import ModelError
 from hn.network.sidecar import short_hash
-from tests import runs
+from tests import runs, single_files
 
-WIDTH = 64  # of the text: one head of CLIP
 PROMPTS = ["a red star, from above", ""]
-
-
-def text_model(activation, layers):
-    config = {"hidden_size": WIDTH, "intermediate_size": 96, "num_attention_heads": 1}
-    config |= {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
-    return CLIPTextModel(CLIPTextConfig(**config, num_hidden_layers=layers, hidden_act=activation))
-
-
-def make_folder(folder, **changes):
-    """Small, with what all Stable Diffusions 1 share: 8 heads, groups of 32, their tokenizer."""
-    torch.manual_seed(0)
-    unet = {
-        "sample_size": 8,
-        "block_out_channels": (32, 64),
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": WIDTH,
-        "attention_head_dim": 8,
-    }
-    text = changes.pop("text", None) or text_model("quick_gelu", 2)
-    tokenizer = build_tokenizer(changes.pop("padding", "<|endoftext|>"))
-    vae = AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**{**unet, **changes}),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("models") / "folder")
+    return single_files.make_one(tmp_path_factory.mktemp("models") / "folder")
 
 
 @pytest.fixture(scope="module")
 def file(folder):
-    """The same as a single file; diffusers reads such files in the tests of baking."""
-    path = folder.parent / "mine.safetensors"
-    unet = [TensorFile.open(folder / "unet/diffusion_pytorch_model.safetensors")]
-    write(path, Names.of(folder).entries(unet, {}), {})
-    return path
+    """The same as a single file; diffusers reads such files in the tests of families."""
+    return single_files.as_file(folder)
 
 
 def answers(base):
@@ -109,8 +57,9 @@ def test_it_computes_what_its_folder_computes(folder, file):
     assert BaseModel.load(str(file)).unet.config["down_block_types"][1] == "DownBlock2D"
 
 
-def test_it_may_be_a_ckpt_with_an_average_beside_the_weights(folder, file, tmp_path):
-    tensors = load_file(file)
+def test_it_may_be_an_old_ckpt_with_an_average_beside_the_weights(folder, file, tmp_path):
+    """The text encoder by the names that it had before transformers nested it."""
+    tensors = {name.replace(".text_model.", "."): it for name, it in load_file(file).items()}
     average = {f"model_ema.{name}": torch.zeros(1) for name in list(tensors)[:3]}
     torch.save({"epoch": 3, "state_dict": tensors | average}, tmp_path / "mine.ckpt")
     base, other = BaseModel.load(str(tmp_path / "mine.ckpt")), BaseModel.load(str(folder))
@@ -119,10 +68,7 @@ def test_it_may_be_a_ckpt_with_an_average_beside_the_weights(folder, file, tmp_p
 
 def test_half_precision_and_nine_channels(tmp_path):
     """An inpainting model's file, as they are shared."""
-    folder = make_folder(tmp_path / "inpainting", in_channels=9)
-    path = tmp_path / "inpainting.safetensors"
-    unet = [TensorFile.open(folder / "unet/diffusion_pytorch_model.safetensors")]
-    write(path, Names.of(folder).entries(unet, {}), {})
+    path = single_files.as_file(single_files.make_one(tmp_path / "inpainting", in_channels=9))
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
     base = BaseModel.load(str(path), dtype=torch.float16)
     assert base.unet.config["in_channels"] == 9
@@ -130,46 +76,12 @@ def test_half_precision_and_nine_channels(tmp_path):
     assert base.vae.dtype == torch.float32
 
 
-def open_clip(text):
-    """Its tensors, as Stable Diffusion 2 names and joins them, with a last layer nobody reads."""
-    state = {name.removeprefix("text_model."): it for name, it in text.state_dict().items()}
-    renamed = {
-        "token_embedding.weight": state["embeddings.token_embedding.weight"],
-        "positional_embedding": state["embeddings.position_embedding.weight"],
-        "ln_final.weight": state["final_layer_norm.weight"],
-        "ln_final.bias": state["final_layer_norm.bias"],
-    }
-    parts = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc"}
-    parts |= {"mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
-    for layer in range(3):
-        source = f"encoder.layers.{min(layer, 1)}."
-        for kind in ("weight", "bias"):
-            outer = f"transformer.resblocks.{layer}."
-            for ours, theirs in parts.items():
-                renamed[f"{outer}{theirs}.{kind}"] = state[f"{source}{ours}.{kind}"]
-            joined = [state[f"{source}self_attn.{side}_proj.{kind}"] for side in "qkv"]
-            renamed[f"{outer}attn.in_proj_{kind}"] = torch.cat(joined)
-    return {f"cond_stage_model.model.{name}": it.clone() for name, it in renamed.items()}
-
-
 def test_a_stable_diffusion_2_must_be_told_what_it_predicts(tmp_path):
-    text = text_model("gelu", 2)
-    changes = {"attention_head_dim": (1, 1), "use_linear_projection": True}
-    changes |= {"block_out_channels": (64, 64), "padding": "!"}
-    folder = make_folder(tmp_path / "two", text=text, **changes)
-    names = Names(folder, 1, 4)
-    unet = [TensorFile.open(folder / "unet/diffusion_pytorch_model.safetensors")]
-    text_config = folder / "text_encoder/config.json"
-    kept = text_config.read_text()
-    text_config.write_text(kept.replace('"gelu"', '"quick_gelu"'))
-    write(tmp_path / "two.safetensors", names.entries(unet, {}), {})
-    text_config.write_text(kept)
-    tensors = load_file(tmp_path / "two.safetensors")
-    tensors = {name: it for name, it in tensors.items() if not name.startswith(TEXT)}
-    save_file(tensors | open_clip(text), tmp_path / "two.safetensors")
+    folder = single_files.make_two(tmp_path / "two")
+    path = single_files.as_file(folder)
     with refused("give prediction_type, v_prediction for those of 768 pixels"):
-        BaseModel.load(str(tmp_path / "two.safetensors"))
-    base = BaseModel.load(str(tmp_path / "two.safetensors"), prediction="v_prediction")
+        BaseModel.load(str(path))
+    base = BaseModel.load(str(path), prediction="v_prediction")
     other = BaseModel.load(str(folder), prediction="v_prediction")
     assert base.prediction == other.prediction == "v_prediction"
     for ours, theirs in zip(answers(base), answers(other), strict=True):
@@ -193,14 +105,19 @@ def test_what_is_no_base_model_is_named(file, tmp_path):
     )
     save_file(shape, tmp_path / "shape.safetensors")
     save_file({"lora_unet_x.alpha": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    xl = {"conditioner.embedders.0.x": torch.zeros(1)}
-    save_file(xl, tmp_path / "xl.safetensors")
+    save_file(
+        {name: it for name, it in tensors.items() if not name.startswith("cond")},
+        tmp_path / "mute.safetensors",
+    )
+    extra = key.replace("norm.weight", "scale_weight")
+    save_file(tensors | {extra: torch.ones(1)}, tmp_path / "more.safetensors")
     (tmp_path / "page.safetensors").write_text("<html>")
     for name, words in {
         "less": f"is incomplete: it has no {key}",
         "shape": "where its other tensors lead to (64,)",
         "lora": "no Stable Diffusion in a single file, but a LoRA",
-        "xl": "Stable Diffusion XL",
+        "mute": "a UNet without the text encoders of its kind",
+        "more": f"1 tensors of its UNet have no place in a Stable Diffusion, the first is {extra}",
         "page": "cannot read",
         "gone": "cannot read",
     }.items():
@@ -221,7 +138,7 @@ def test_another_autoencoder_from_anywhere(folder, file, tmp_path):
     alone = {k.removeprefix(prefix): v for k, v in load_file(file).items() if k.startswith(prefix)}
     save_file(alone, tmp_path / "alone.safetensors")
     assert torch.equal(
-        load_vae(tmp_path / "alone.safetensors").encoder.conv_in.weight,
+        load_vae(tmp_path / "alone.safetensors", 1.0).encoder.conv_in.weight,
         BaseModel.load(str(folder)).vae.encoder.conv_in.weight,
     )
     with refused("pretrained_vae_model_name_or_path"):
@@ -234,7 +151,7 @@ def test_a_run_with_a_single_file_notes_its_hash(file, pictures, tmp_path):
     assert runs.train_here(flags) == 0
     net = hn.load(tmp_path / "run/run.pt")
     assert net.provenance.sd_checkpoint == short_hash(file)
-    assert net.provenance.sd_checkpoint_name == "mine"
+    assert net.provenance.sd_checkpoint_name == "folder"
     assert net.dims == (32, 64)
     more = ["--max_train_steps", "3", "--resume_from_checkpoint", "latest"]
     assert runs.train_here([*flags, *more]) == 0

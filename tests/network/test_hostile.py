@@ -158,8 +158,8 @@ def test_a_header_that_is_not_ours_is_refused(tmp_path, text):
 
 def test_a_newer_format_is_named(tmp_path):
     path = tmp_path / "net.safetensors"
-    _write_header(path, Contents.of(NET), '{"format_version": 2}')
-    with pytest.raises(ModelError, match="newer version \\(format 2, this one reads 1"):
+    _write_header(path, Contents.of(NET), '{"format_version": 3}')
+    with pytest.raises(ModelError, match="newer version \\(format 3, this one reads 2"):
         hn.load(path)
 
 

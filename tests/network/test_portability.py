@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hn
-from hn.network import a1111, activations, container, files, portability
+from hn.network import a1111, activations, container, files, portability, sharing
 from hn.network.contents import Contents
 from hn.network.portability import Outcome
 from tests import golden
@@ -108,7 +108,7 @@ def test_what_is_said_to_be_refused_in_comfyui_is(state):
 @torch.no_grad()
 def test_mending_changes_no_output_and_never_harms(net):
     contents = Contents.of(net)
-    mended = portability.mended(contents)
+    mended = sharing.mended(contents)
     k, v = net(X, X)
     mended_k, mended_v = mended.build()(X, X)
     assert torch.equal(k, mended_k)
@@ -162,7 +162,7 @@ def test_a_plain_file_in_its_container(name):
 
 def test_what_we_write_runs_the_same(tmp_path):
     for source in STORED:
-        contents = portability.mended(files.read(source))
+        contents = sharing.mended(files.read(source))
         path = tmp_path / source.name
         files.write(contents, path)
         assert verdicts_of(path)["A1111"] is Outcome.SAME
@@ -216,14 +216,29 @@ def test_what_is_odd_in_a_file_is_said(case, tmp_path):
     assert words in portability.as_lines(portability.in_words(judged))
 
 
-def test_sdxl_is_not_hooked_by_a1111():
-    found = portability.judge(Contents.of(hn.Hypernetwork.create((2048,), layer_structure=(1, 1))))
-    assert [v.outcome for v in found] == [
-        Outcome.IGNORED,
-        Outcome.IGNORED,
-        Outcome.SAME,
-        Outcome.SAME,
-    ]
+def test_one_for_stable_diffusion_xl_is_applied_as_we_write_it(tmp_path):
+    """The web UI hooks its attention as that of 1 and 2, by width; ComfyUI's patch goes by the
+    width of what it is given, too.
+    """
+    net = hn.Hypernetwork.create(
+        (640, 1280, 2048), layer_structure=(1, 0.05, 1), activation_func="mish", seed=0,
+        weight_initialization="XavierNormal",
+    )  # fmt: skip
+    hn.save(net, tmp_path / "net.pt")
+    verdicts = portability.judge(files.read(tmp_path / "net.pt"), tmp_path / "net.pt")
+    outcomes = {verdict.host: verdict.outcome for verdict in verdicts}
+    assert outcomes.pop("Forge") == Outcome.IGNORED
+    assert set(outcomes.values()) == {Outcome.SAME}
+    state = container.read(tmp_path / "net.pt")
+    assert {key for key in state if isinstance(key, int)} == {640, 1280, 2048}
+    for dim in net.dims:
+        context = torch.randn(2, 3, dim, generator=torch.Generator().manual_seed(0))
+        for ours, theirs in zip(
+            hn.transform_context(context, [(net, 1.0)]),
+            comfyui_reference.run(state, context),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 # As published in the web UI's safety check, which both it and Forge run before loading.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 import hn
+from hn.network.surgery import resizing
 from tests import tiny
 
 
@@ -17,6 +18,16 @@ def make(seed: int = 0, dims: Sequence[int] = tiny.DIMS, **structure) -> hn.Hype
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def low_rank(rank: int, dims: Sequence[int] = tiny.DIMS) -> hn.Hypernetwork:
+    """A linear one of that rank in its narrowest width, without a bias for values."""
+    net = resizing.resize(make(0, dims), (1, rank / min(dims), 1)).net
+    with torch.no_grad():
+        for dim in net.dims:
+            net.module(dim, "v").linear[1].bias.zero_()
+    net.describe(name="low")
     return net
 
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hn
+from hn.diffusion.single_file.names import UNET, UNetNames
 from hn.diffusion.surgery.baking import layers_in
-from hn.diffusion.surgery.single_file import UNET, Names
 from tests import tiny
 from tests.surgery import nets
 
@@ -110,6 +110,26 @@ def test_a_single_file_of_a_folder_and_what_is_baked_into_it(model, files, truth
     assert (refused.returncode, "is there already" in refused.stderr) == (2, True)
 
 
+def test_blocks_are_the_same_in_every_layout(model, tmp_path, run):
+    """By the names of folders and by those of single files, which count all layers of a part."""
+    net, nothing = tmp_path / "net.safetensors", tmp_path / "nothing.pt"
+    hn.save(nets.make(3, blocks=("down.1", "up.0.1"), sides="v"), net)
+    hn.save(hn.Hypernetwork.create((tiny.CONTEXT_DIM,)), nothing)
+    base, of_folder, of_file = (tmp_path / f"{name}.safetensors" for name in ("base", "a", "b"))
+    for source, added, output in (
+        (model, nothing, base), (model, net, of_folder), (base, net, of_file),
+    ):  # fmt: skip
+        result = run("bake", source, added, "-o", output)
+        assert result.returncode == 0, result.stderr
+    before, *after = (load_file(path) for path in (base, of_folder, of_file))
+    assert all(torch.equal(tensor, after[1][name]) for name, tensor in after[0].items())
+    changed = {name for name in before if not torch.equal(before[name], after[0][name])}
+    assert {name.removeprefix(UNET).partition(".transformer")[0] for name in changed} == {
+        "input_blocks.3.1", "output_blocks.1.1",
+    }  # fmt: skip
+    assert {name.split(".attn")[1][2:] for name in changed} == {"to_v.weight", "to_out.0.bias"}
+
+
 def test_half_precision_weights_stay_in_it_unless_asked(model, files, truth, tmp_path, run):
     base = shutil.copytree(model, tmp_path / "half")
     path = base / "unet/diffusion_pytorch_model.safetensors"
@@ -148,16 +168,15 @@ def test_what_cannot_be_baked_is_refused(model, files, tmp_path, run):
     assert not out.exists()
 
 
-def test_the_names_of_a_unet_are_those_that_diffusers_reads_back(tmp_path):
+def test_the_names_of_a_unet_are_those_that_diffusers_reads_back():
     """With blocks without attention, as Stable Diffusion 1 has them."""
     unet = tiny.make_unet(
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=2,
     )
-    names = Names(tmp_path, layers=2, levels=2)
-    attended = {name.partition(".attentions.")[0] for name in unet.state_dict() if "attn" in name}
-    single = {UNET + names.unet(name, attended): t for name, t in unet.state_dict().items()}
+    names = UNetNames.of(2, unet.state_dict())
+    single = {UNET + names(name): t for name, t in unet.state_dict().items()}
     back = convert_ldm_unet_checkpoint(single, dict(unet.config))
     assert back.keys() == unet.state_dict().keys()
     assert all(torch.equal(tensor, back[name]) for name, tensor in unet.state_dict().items())
@@ -166,10 +185,10 @@ def test_the_names_of_a_unet_are_those_that_diffusers_reads_back(tmp_path):
 def test_attention_is_found_in_files_of_every_layout_and_nowhere_else():
     start = "model.diffusion_model."
     layers = {
-        f"{start}input_blocks.4.1.transformer_blocks.1.attn2": "down",  # SDXL
-        f"{start}middle_block.1.transformer_blocks.0.attn1": "mid",
-        f"{start}output_blocks.3.1.transformer_blocks.0.attn1": "up",
-        "up_blocks.1.attentions.0.transformer_blocks.0.attn2": "up",
+        f"{start}input_blocks.4.1.transformer_blocks.1.attn2": "down.1.0",  # SDXL
+        f"{start}middle_block.1.transformer_blocks.0.attn1": "mid.0",
+        f"{start}output_blocks.3.1.transformer_blocks.0.attn1": "up.1.0",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn2": "up.1.0",
     }
     others = [
         "first_stage_model.decoder.mid.attn_1.k",

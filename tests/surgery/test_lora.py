@@ -7,21 +7,10 @@ from safetensors.torch import load_file
 
 import hn
 from hn.diffusion.surgery import lora
-from hn.network.surgery import resizing
 from tests import tiny
 from tests.surgery import nets
 
 FAST = ["--steps", 2, "--size", 16, 16]
-
-
-def low_rank(rank):
-    """A linear hypernetwork of that rank at most, without a bias for values."""
-    net = resizing.resize(nets.make(0), (1, rank / 16, 1)).net
-    with torch.no_grad():
-        for dim in net.dims:
-            net.module(dim, "v").linear[1].bias.zero_()
-    net.describe(name="low")
-    return net
 
 
 @torch.no_grad()
@@ -36,7 +25,7 @@ def predict(unet):
 def test_a_linear_one_of_low_rank_is_exact_as_a_file_that_diffusers_loads(
     model, run, kind, tmp_path
 ):
-    net, strength = low_rank(4), 0.7
+    net, strength = nets.low_rank(4), 0.7
     hn.save(net, tmp_path / "low.pt")
     output = tmp_path / "lora.safetensors"
     result = run(

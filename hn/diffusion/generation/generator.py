@@ -127,6 +127,8 @@ class Generator:
             str(demo.MODEL) if settings.base == demo.NAME else settings.base,
             prompt_syntax=settings.prompt_syntax,
             clip_skip=settings.clip_skip,
+            prediction=settings.prediction_type,
+            zero_terminal_snr=settings.zero_terminal_snr,
             dtype=getattr(torch, settings.dtype),
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
@@ -171,6 +173,8 @@ class Generator:
         }
         if settings.clip_skip > 1:
             parameters["Clip skip"] = settings.clip_skip
+        if self._base.zero_terminal_snr:
+            parameters["Noise Schedule"] = "Zero Terminal SNR"
         parameters["Version"] = f"hn {hn.__version__}"
         return infotext.write(subject.as_prompt(strength), settings.negative_prompt, parameters)
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from hn.errors import OptionError
+
 DEFAULT = "DDIM"  # that of the previews
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIMScheduler", {}),
@@ -24,8 +26,19 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_scheduler(name: str, base: Any) -> Any:
-    """The sampler of that name, with the noise and prediction of the base model's scheduler."""
+    """The sampler of that name, with the noise and prediction of the base model's scheduler.
+
+    Raises `OptionError` for one that cannot begin without signal, if the base model does.
+    """
     import diffusers
 
+    from hn.diffusion.noising import has_zero_terminal_snr
+
     class_name, changes = SAMPLERS[name]
-    return getattr(diffusers, class_name).from_config(base.config, **changes)
+    made = getattr(diffusers, class_name).from_config(base.config, **changes)
+    if has_zero_terminal_snr(base) and not has_zero_terminal_snr(made):
+        raise OptionError(
+            f"sampler {name} begins with a little of a picture, but this base model's denoising "
+            "begins with none (zero terminal SNR): give DDIM, Euler, Euler a, UniPC or a DPM++"
+        )
+    return made

@@ -33,6 +33,8 @@ class GenerationSettings:
     sampler: str
     prompt_syntax: Literal["plain", "webui"]
     clip_skip: int
+    prediction_type: Literal["epsilon", "v_prediction"] | None
+    zero_terminal_snr: bool
     dtype: Precision
     overwrite: bool
 
@@ -92,6 +94,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--sampler", choices=SAMPLERS, default=DEFAULT)
     add("--prompt_syntax", choices=("plain", "webui"), default="plain")
     add("--clip_skip", type=int, default=1)
+    kinds = ("epsilon", "v_prediction")
+    add("--prediction_type", choices=kinds, help="what the base predicts, if it does not say so")
+    add("--zero_terminal_snr", action="store_true", help="the base was trained down to pure noise")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
 
 

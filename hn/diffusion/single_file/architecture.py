@@ -1,65 +1,58 @@
 """What a single file is of, read from the names and shapes of its tensors: diffusers' configs."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from hn.diffusion.surgery.single_file import TEXT, UNET, VAE
+from hn.diffusion.objective import Prediction
+from hn.diffusion.single_file.families import Family, family_of
+from hn.diffusion.single_file.marks import prediction_of, scheduler_config
+from hn.diffusion.single_file.names import UNET, VAE
+from hn.diffusion.single_file.source import Shapes, Source
 from hn.errors import ModelError
 
-Family = Literal["Stable Diffusion 1", "Stable Diffusion 2"]
-Shapes = Mapping[str, tuple[int, ...]]
-OPEN_CLIP = "cond_stage_model.model."
-_XL = "conditioner.embedders."
-_HEAD = (
-    64  # channels of a head, but in the UNet of Stable Diffusion 1, which has 8 heads everywhere
-)
-_HEADS_1 = 8
-_SCALING = 0.18215  # of latents
+_HEAD = 64  # channels, where a family does not count heads
+_SIDE_2_V = 96  # of latents: the Stable Diffusion 2 of 768 pixels, which predicts velocity
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configs of the parts, as diffusers and transformers want them."""
+    """The configs of the parts, as diffusers and transformers want them; `texts` by their names."""
 
     family: Family
     unet: dict[str, Any]
     vae: dict[str, Any]
-    text: dict[str, Any]
+    texts: dict[str, dict[str, Any]]
+    scheduler: dict[str, Any]
 
     @classmethod
-    def of(cls, shapes: Shapes, where: str) -> Self:
-        """Raises `ModelError` for what is no Stable Diffusion 1 or 2, or only parts of one."""
-        family = _family(shapes, where)
+    def of(cls, source: Source, given: Prediction | None) -> Self:
+        """`given`: what it predicts, if that is known better than the file says.
+
+        Raises `ModelError` for what is no Stable Diffusion, or only parts of one.
+        """
+        shapes = source.shapes
+        family = family_of(shapes, str(source.path))
+        prediction = prediction_of(source, family, given)
         try:
-            return cls(family, _unet(shapes, family), vae_config(shapes), _text(shapes, family))
+            texts = {name: layout.config(shapes) for name, layout in family.texts.items()}
+            unet = _unet(shapes, family, texts)
+            vae = vae_config(shapes, family.scaling)
         except (KeyError, IndexError) as error:
             raise ModelError(
-                f"{where} is incomplete: a {family} in a single file holds {error.args[0]}"
+                f"{source.path} is incomplete: a {family.name} in a single file holds "
+                f"{error.args[0]}"
             ) from error
+        unet["sample_size"] = family.side
+        if family.is_second and prediction == "v_prediction":
+            unet["sample_size"] = _SIDE_2_V
+        return cls(family, unet, vae, texts, scheduler_config(source, prediction))
 
 
-def _family(shapes: Shapes, where: str) -> Family:
-    """Which one, by its text encoder. Raises `ModelError`."""
-    if any(name.startswith(_XL) for name in shapes):
-        raise ModelError(
-            f"{where} is a Stable Diffusion XL, which is not trained for yet; take a 1 or 2"
-        )
-    if not any(name.startswith(UNET) for name in shapes):
-        what = "a LoRA" if any("lora" in name for name in shapes) else "another kind of file"
-        raise ModelError(f"{where} is no Stable Diffusion in a single file, but {what}")
-    return (
-        "Stable Diffusion 2"
-        if any(it.startswith(OPEN_CLIP) for it in shapes)
-        else ("Stable Diffusion 1")
-    )
-
-
-def _unet(shapes: Shapes, family: Family) -> dict[str, Any]:
+def _unet(shapes: Shapes, family: Family, texts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Levels end with a downsampler; each has as many resnets, with a transformer each or none."""
     levels: list[list[int]] = [[]]
-    transformers: list[int] = []
+    depths: list[int] = []
     first = f"{UNET}input_blocks."
     for number in range(1, _count(shapes, first)):
         block = f"{first}{number}."
@@ -67,12 +60,12 @@ def _unet(shapes: Shapes, family: Family) -> dict[str, Any]:
             levels.append([])
             continue
         levels[-1].append(shapes[f"{block}0.out_layers.3.weight"][0])
-        if len(transformers) < len(levels):
-            transformers.append(_count(shapes, f"{block}1.transformer_blocks."))
+        if len(depths) < len(levels):
+            depths.append(_count(shapes, f"{block}1.transformer_blocks."))
     channels = [level[-1] for level in levels]
+    kinds = ["CrossAttn" if depth else "" for depth in depths]
+    depths[-1] = depths[-1] or _count(shapes, f"{UNET}middle_block.1.transformer_blocks.")
     cross = next(shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
-    linear = any(len(s) == 2 for name, s in shapes.items() if name.endswith("proj_in.weight"))
-    kinds = ["CrossAttn" if depth else "" for depth in transformers]
     return {
         "in_channels": shapes[f"{first}0.0.weight"][1],
         "out_channels": shapes[f"{UNET}out.2.weight"][0],
@@ -80,17 +73,29 @@ def _unet(shapes: Shapes, family: Family) -> dict[str, Any]:
         "layers_per_block": len(levels[0]),
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
         "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
-        "transformer_layers_per_block": [max(1, depth) for depth in transformers],
+        "transformer_layers_per_block": [max(1, depth) for depth in depths],
         "cross_attention_dim": cross,
-        "use_linear_projection": linear,
-        "attention_head_dim": (
-            _HEADS_1 if family == "Stable Diffusion 1" else [width // _HEAD for width in channels]
+        "use_linear_projection": any(
+            len(shape) == 2 for name, shape in shapes.items() if name.endswith("proj_in.weight")
         ),
-        "sample_size": 64,
+        "attention_head_dim": family.heads or [max(1, width // _HEAD) for width in channels],
+        "upcast_attention": family.is_second,  # of some of which scores overflow half precision
+        **(_additions(shapes, family, texts) if family.time_ids else {}),
     }
 
 
-def vae_config(shapes: Shapes, prefix: str = VAE) -> dict[str, Any]:
+def _additions(shapes: Shapes, family: Family, texts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The pooled text and the embeddings of some numbers are read side by side."""
+    width = shapes[f"{UNET}label_emb.0.0.weight"][1]
+    pooled = texts["text_encoder_2"]["projection_dim"]
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": (width - pooled) // family.time_ids,
+        "projection_class_embeddings_input_dim": width,
+    }
+
+
+def vae_config(shapes: Shapes, scaling: float, prefix: str = VAE) -> dict[str, Any]:
     """The autoencoder's config. Raises `KeyError` with what is missing."""
     levels = range(_count(shapes, f"{prefix}encoder.down."))
     channels = [shapes[f"{prefix}encoder.down.{it}.block.0.conv1.weight"][0] for it in levels]
@@ -100,34 +105,7 @@ def vae_config(shapes: Shapes, prefix: str = VAE) -> dict[str, Any]:
         "layers_per_block": _count(shapes, f"{prefix}encoder.down.0.block."),
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(channels),
-        "scaling_factor": _SCALING,
-    }
-
-
-def _text(shapes: Shapes, family: Family) -> dict[str, Any]:
-    """The text encoder's config. Stable Diffusion 2 reads the last layer but one."""
-    if family == "Stable Diffusion 1":
-        inner, layers = f"{TEXT}text_model.", "encoder.layers."
-        tokens, positions = (
-            "embeddings.token_embedding.weight",
-            "embeddings.position_embedding.weight",
-        )
-        widest, unread, activation = "0.mlp.fc1.weight", 0, "quick_gelu"
-    else:
-        inner, layers = OPEN_CLIP, "transformer.resblocks."
-        tokens, positions = "token_embedding.weight", "positional_embedding"
-        widest, unread, activation = "0.mlp.c_fc.weight", 1, "gelu"
-    size, width = shapes[inner + tokens]
-    return {
-        "vocab_size": size,
-        "hidden_size": width,
-        "intermediate_size": shapes[inner + layers + widest][0],
-        "num_hidden_layers": _count(shapes, inner + layers) - unread,
-        "num_attention_heads": max(1, width // _HEAD),
-        "max_position_embeddings": shapes[inner + positions][0],
-        "hidden_act": activation,
-        "bos_token_id": size - 2,
-        "eos_token_id": size - 1,
+        "scaling_factor": scaling,
     }
 
 

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hn.diffusion.places import place_of
+from hn.diffusion.single_file.writing import entries_of, weights_of
 from hn.diffusion.strength import Choices
-from hn.diffusion.surgery import single_file
 from hn.diffusion.surgery.folding import Maps, maps_of
 from hn.diffusion.surgery.layer import Exactness, LayerWeights, measure
 from hn.diffusion.surgery.tensor_files import TensorFile, write
@@ -33,9 +33,10 @@ PARTS = {
     "down_blocks": "down", "mid_block": "mid", "up_blocks": "up",
 }  # fmt: skip
 _LAYER = re.compile(r"((?:model\.diffusion_model\.)?(\w+_blocks?)\.[\w.]*\.attn[12])\.to_k\.weight")
+_COUNTED = {"input_blocks": 1, "middle_block": 1, "output_blocks": 0}  # number of the first layer
+_DOWN = re.compile(r"\binput_blocks\.(\d+)\.0\.op\.weight")
 _READ = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
 _FOLDED = ("to_k.weight", "to_v.weight", "to_out.0.bias")
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model)(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")
 _FOREIGN_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".h5")
 
 
@@ -59,9 +60,26 @@ def bake(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None = N
 
 
 def layers_in(names: Iterable[str]) -> dict[str, str]:
-    """The attention layers among the names of tensors, each with its part of the UNet."""
+    """The attention layers among the names of tensors, each with its place in the UNet."""
+    names = list(names)
+    step = min((int(found[1]) for name in names if (found := _DOWN.search(name))), default=3)
     found = (_LAYER.fullmatch(name) for name in names)
-    return {match[1]: PARTS[match[2]] for match in found if match and match[2] in PARTS}
+    return {
+        match[1]: _place_in(match[1], match[2], step)
+        for match in found
+        if match and match[2] in PARTS
+    }
+
+
+def _place_in(layer: str, blocks: str, step: int) -> str:
+    """The place of a layer; single files count all of a part's layers through, of which each block
+    has so many, with the one that changes the size.
+    """
+    if blocks not in _COUNTED:
+        return place_of(layer)
+    number = int(layer.partition(f"{blocks}.")[2].partition(".")[0]) - _COUNTED[blocks]
+    block = () if blocks == "middle_block" else (number // step,)
+    return ".".join(map(str, (PARTS[blocks], *block, number % step)))
 
 
 def fold_files(
@@ -71,22 +89,25 @@ def fold_files(
     home = {name: file for file in files for name in file.entries}
     layers = layers_in(home)
     _check(layers, home, where)
-    dims = {home[f"{layer}.to_k.weight"].entries[f"{layer}.to_k.weight"][1][1] for layer in layers}
-    maps = maps_of(stack, tuple(sorted(dims)))
+    available: dict[str, set[int]] = {}
+    for layer, place in layers.items():
+        name = f"{layer}.to_k.weight"
+        available.setdefault(place, set()).add(home[name].entries[name][1][1])
+    maps = maps_of(stack, available)
     changed: dict[str, Tensor] = {}
     worst = Exactness(0.0, 0.0)
-    for layer, block in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
-        new, exactness = _fold_layer(layer, block, home, maps, dtype)
+    for layer, place in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
+        new, exactness = _fold_layer(layer, place, home, maps, dtype)
         changed |= new
         worst = worst.worst(exactness)
     return changed, worst
 
 
 def _fold_layer(
-    layer: str, block: str, home: Mapping[str, TensorFile], maps: Maps, dtype: torch.dtype | None
+    layer: str, place: str, home: Mapping[str, TensorFile], maps: Maps, dtype: torch.dtype | None
 ) -> tuple[dict[str, Tensor], Exactness]:
     weights = LayerWeights(*(home[name].read(name) for name in _names(layer, _READ)))
-    both = maps(block, weights.dim)
+    both = maps(place, weights.dim)
     folded = weights.wide().fold(*both)
     stored = folded.stored(weights, dtype)
     values = (stored.to_k, stored.to_v, stored.bias)
@@ -133,10 +154,9 @@ def _file(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None) -
 def _folder_to_file(
     base: Path, stack: Choices, output: Path, dtype: torch.dtype | None
 ) -> Exactness:
-    names = single_file.Names.of(base)
-    files = next(iter(_weights_of(base)))
+    files = weights_of(base, "unet")[0]
     changed, exactness = fold_files(files, stack, base, dtype)
-    write(output, names.entries(files, changed), _note(files[0], stack))
+    write(output, entries_of(base, files, changed), _note(files[0], stack))
     return exactness
 
 
@@ -145,7 +165,7 @@ def _folder(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None)
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OptionError(f"{output} is there already and not empty: choose another -o")
     worst = Exactness(0.0, 0.0)
-    sets = _weights_of(base)
+    sets = weights_of(base, "unet")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
@@ -166,25 +186,6 @@ def _folder(base: Path, stack: Choices, output: Path, dtype: torch.dtype | None)
             "-o."
         ) from error
     return worst
-
-
-def _weights_of(base: Path) -> list[list[TensorFile]]:
-    """The files of the UNet's weights: of each variant (fp16, say), those that belong together.
-
-    The one without a variant comes first. Raises `ModelError` if there is none.
-    """
-    found = [
-        (match[2] or "", path)
-        for path in sorted((base / "unet").glob("*.safetensors"))
-        if (match := _WEIGHTS.fullmatch(path.name))
-    ]
-    if not found:
-        raise ModelError(
-            f"{base} has no unet/diffusion_pytorch_model.safetensors: it must be a diffusers "
-            "folder with weights as .safetensors"
-        )
-    groups = groupby(sorted(found), key=lambda item: item[0])
-    return [[TensorFile.open(path) for _, path in group] for _, group in groups]
 
 
 def _copy_rest(base: Path, folder: Path) -> None:

@@ -6,7 +6,7 @@
 or `folding = hn.fold(...)`, and later `folding.undo()`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hn.diffusion.adapters import unet_of
-from hn.diffusion.attention import attention_layers, check_dims, check_layers, context_dims
+from hn.diffusion.attention import attention_layers, check_layers
+from hn.diffusion.places import check_fit, dims_by_place, place_of
 from hn.diffusion.strength import Choices, is_scheduled, resolve
 from hn.diffusion.surgery.layer import LayerWeights
 from hn.errors import ModelError, OptionError
-from hn.network.module import Stack
 from hn.network.surgery.affine import Affine, affine_of, check_linear
 
 FOLDING = "folding it into weights"
@@ -29,7 +29,7 @@ REMEDY = (
     "Export it as a LoRA (tools/export_lora.py), or distil it into a linear one (tools/distil.py)"
 )
 Maps = Callable[[str, int], tuple[Affine, Affine]]
-"""From a part of the UNet (down, mid, up) and a width to what keys and values read through."""
+"""From a place of the UNet, such as down.1.0, and a width to what keys and values read through."""
 
 
 def fold(pipe: Any, stack: Choices) -> "Folding":
@@ -43,7 +43,7 @@ def fold(pipe: Any, stack: Choices) -> "Folding":
     unet = pipe if isinstance(pipe, UNet2DConditionModel) else unet_of(pipe)
     layers = attention_layers(unet)
     check_layers(layers)
-    maps = maps_of(stack, context_dims(unet))
+    maps = maps_of(stack, dims_by_place(layers))
     for name, layer in layers.items():
         _check_weights(name, layer)
     return Folding(_folded(layers, maps))
@@ -54,30 +54,34 @@ def _folded(layers: dict[str, Any], maps: Maps) -> Iterator[tuple[nn.Parameter, 
     for name, layer in tqdm(layers.items(), "folding", unit="layer", delay=1, leave=False):
         parameters = _parameters(layer)
         weights = LayerWeights(*(parameter.detach() for parameter in parameters))
-        maps_here = maps(name.partition("_")[0], weights.dim)
+        maps_here = maps(place_of(name), weights.dim)
         folded = weights.wide().fold(*maps_here).stored(weights, None)
         _, to_k, to_v, _, bias = parameters
         yield from ((to_k, folded.to_k), (to_v, folded.to_v), (bias, folded.bias))
 
 
 def maps_of(
-    stack: Choices, available: tuple[int, ...], act: str = FOLDING, remedy: str = REMEDY
+    stack: Choices,
+    available: Mapping[str, Iterable[int]],
+    act: str = FOLDING,
+    remedy: str = REMEDY,
 ) -> Maps:
-    """What a UNet with these widths reads through. Raises as `fold` does."""
+    """What a UNet with these widths by place reads through. Raises as `fold` does."""
     if is_scheduled(stack):
         raise OptionError(
             "a strength that changes while denoising cannot be folded into weights: attach the "
             "hypernetwork instead"
         )
     check_linear([net for net, _ in stack], act, remedy)
-    check_dims(stack, available)
-    stacks: dict[str, Stack] = resolve(stack, None)
+    check_fit(stack, available)
+    stacks = resolve(stack, None, available)
+    different = {id(it): it for it in stacks.values()}
 
     @cache
-    def maps(block: str, dim: int) -> tuple[Affine, Affine]:
-        return affine_of(stacks[block], dim, "k"), affine_of(stacks[block], dim, "v")
+    def maps(number: int, dim: int) -> tuple[Affine, Affine]:
+        return affine_of(different[number], dim, "k"), affine_of(different[number], dim, "v")
 
-    return maps
+    return lambda place, dim: maps(id(stacks[place]), dim)
 
 
 class Folding:

@@ -4,14 +4,15 @@ What a linear one adds is W A x + W a in each layer: W A has its singular values
 LoRA. For keys nothing is lost by that (it cancels in the softmax), for values it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
-from hn.diffusion.attention import attention_layers, context_dims
+from hn.diffusion.attention import attention_layers
+from hn.diffusion.places import dims_by_place, place_of
 from hn.diffusion.strength import Choices
 from hn.diffusion.surgery.folding import Folding, Maps, maps_of
 from hn.network.surgery import regression
@@ -66,7 +67,8 @@ def of_matrices(unet: Any, stack: Choices, rank: int) -> Lora:
 
     What is lost is counted as for contexts of independent values of size 1.
     """
-    maps = maps_of(stack, context_dims(unet), "its singular values", "Use --fit contexts.")
+    available = dims_by_place(attention_layers(unet))
+    maps = maps_of(stack, available, "its singular values", "Use --fit contexts.")
     lora = Lora({}, {}, {})
     for name, part, side, dim in _parts(unet, stack):
         change = _change(maps, name, dim, side)
@@ -82,7 +84,7 @@ def of_matrices(unet: Any, stack: Choices, rank: int) -> Lora:
 
 
 def of_contexts(
-    unet: Any, stack: Choices, seen: dict[str, Moments], others: dict[str, Moments], rank: int
+    unet: Any, stack: Choices, seen: Mapping[str, Moments], others: Mapping[str, Moments], rank: int
 ) -> Lora:
     """The best LoRA for contexts that were `seen`; what is lost is measured on `others`."""
     lora = Lora({}, {}, {})
@@ -99,17 +101,17 @@ def of_contexts(
 def _parts(unet: Any, stack: Choices) -> Iterator[tuple[str, nn.Linear, str, int]]:
     """Every `to_k` and `to_v` that a stack has to do with: name, layer, side, width of contexts."""
     layers = attention_layers(unet)
-    dims = {dim for net, _ in stack for dim in net.dims}
     for name, layer in tqdm(layers.items(), "LoRA", unit="layer", delay=1, leave=False):
+        read = [pairs for net, _ in stack if (pairs := net.at(place_of(name))) is not None]
         for side in "kv":
             part = getattr(layer, f"to_{side}")
-            if part.in_features in dims:
+            if any(side in pairs.pair(part.in_features) for pairs in read):
                 yield f"{name}.to_{side}", part, side, part.in_features
 
 
 def _change(maps: Maps, name: str, dim: int, side: str) -> Affine:
     """What is added to a context in a layer."""
-    return maps(name.partition("_")[0], dim)["kv".index(side)].plus(Affine.identity(dim), -1)
+    return maps(place_of(name), dim)["kv".index(side)].plus(Affine.identity(dim), -1)
 
 
 def _count(shares: dict[Any, Share], key: Any, share: Share) -> None:

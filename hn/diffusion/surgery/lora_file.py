@@ -1,13 +1,16 @@
 """LoRAs as files, by the names that programs look for, and in words."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hn.diffusion.attention import attention_layers
+from hn.diffusion.single_file.names import UNetNames
 from hn.diffusion.strength import Choices
 from hn.diffusion.surgery.baking import METADATA, told
 from hn.diffusion.surgery.lora import Lora
@@ -15,30 +18,52 @@ from hn.storage import write_bytes
 
 Format = Literal["kohya", "diffusers"]
 """kohya: of kohya's trainer, which the web UI and ComfyUI read. diffusers: of PEFT."""
+WIDTH_2 = 1024  # of Stable Diffusion 2's text
 
 
-def write(lora: Lora, path: Path, kind: Format, rank: int, stack: Choices) -> None:
-    """Write the file, with what it is of in its header. Raises `StorageError`."""
+def write(lora: Lora, path: Path, kind: Format, rank: int, stack: Choices, unet: Any) -> None:
+    """Write the file, with what it is of in its header. Raises `StorageError`.
+
+    `unet`: the one that it was made for, which decides what programs call its layers.
+    """
     metadata = {
         "format": "pt",
         METADATA: json.dumps(told(stack)),
-        **({} if kind == "diffusers" else _read_by_web_ui(rank)),
+        **({} if kind == "diffusers" else _read_by_web_ui(rank, unet)),
     }
-    write_bytes(path, save(tensors_of(lora, kind), metadata))
+    write_bytes(path, save(tensors_of(lora, kind, unet), metadata))
 
 
-def _read_by_web_ui(rank: int) -> dict[str, str]:
+def _read_by_web_ui(rank: int, unet: Any) -> dict[str, str]:
+    """It lists a LoRA only beside base models of its kind, which is the first without a word."""
+    kind = {"ss_v2": str(unet.config["cross_attention_dim"] == WIDTH_2)}
+    if _is_xl(unet):
+        kind |= {"ss_base_model_version": "sdxl_base_v1-0"}
     size = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    return {"ss_network_module": "networks.lora", **size}
+    return {"ss_network_module": "networks.lora", **size, **kind}
 
 
-def tensors_of(lora: Lora, kind: Format) -> dict[str, Tensor]:
+def _is_xl(unet: Any) -> bool:
+    return unet.config["addition_embed_type"] == "text_time"
+
+
+def kohya_names(unet: Any) -> Callable[[str], str]:
+    """What kohya's trainer calls a layer: as diffusers does, but of Stable Diffusion XL as the
+    original code does.
+    """
+    if not _is_xl(unet):
+        return lambda name: name
+    return UNetNames.of(unet.config["layers_per_block"], attention_layers(unet))
+
+
+def tensors_of(lora: Lora, kind: Format, unet: Any) -> dict[str, Tensor]:
     """The tensors of the file, by the names that programs look for."""
     named: dict[str, Tensor] = {}
+    called = kohya_names(unet)
     for name, factors in lora.factors.items():
         down, up = (it.float().contiguous() for it in (factors.down, factors.up))
         if kind == "kohya":
-            stem = f"lora_unet_{name.replace('.', '_')}"
+            stem = f"lora_unet_{called(name).replace('.', '_')}"
             named[f"{stem}.lora_down.weight"] = down
             named[f"{stem}.lora_up.weight"] = up
             named[f"{stem}.alpha"] = torch.tensor(float(len(down)))

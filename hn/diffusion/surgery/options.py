@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Literal
 
 from hn.errors import OptionError, shown
 
@@ -18,6 +19,8 @@ class ProbeOptions:
     """
 
     base: str
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    zero_terminal_snr: bool = False
     prompts: tuple[str, ...] = ()
     steps: int = 20
     guidance_scale: float = 7.0
@@ -43,6 +46,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add them all."""
     add = parser.add_argument
     add("--base", default="demo", help="folder or hub id of the base model (the embedded demo)")
+    kinds = ("epsilon", "v_prediction")
+    add("--prediction_type", choices=kinds, help="what the base predicts, if it does not say so")
+    add("--zero_terminal_snr", action="store_true", help="the base was trained down to pure noise")
     add("--prompts", nargs="+", default=[], help="to draw: texts, or a file with one in each line")
     add("--steps", type=int, default=20, help="of drawing (20)")
     add("--guidance_scale", type=float, default=7.0, help="of drawing (7)")
@@ -61,6 +67,8 @@ def options_of(args: argparse.Namespace) -> ProbeOptions:
         prompts = [line.strip() for line in lines if line.strip()]
     return ProbeOptions(
         base=args.base,
+        prediction_type=args.prediction_type,
+        zero_terminal_snr=args.zero_terminal_snr,
         prompts=tuple(prompts),
         steps=args.steps,
         guidance_scale=args.guidance_scale,

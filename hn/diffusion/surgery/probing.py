@@ -1,14 +1,18 @@
 """What the attention layers of a UNet read while it draws, and what hypernetworks add to it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from hn.diffusion.attention import attention_layers
-from hn.network.module import Stack, transform_context
+from hn.diffusion.places import place_of
+from hn.diffusion.strength import Choices, resolve
+from hn.diffusion.surgery.noted import Begin, Kept, Noted, Texts
+from hn.network.module import transform_context
 
 WORDS = (
     ("a photo of", "a painting of", "a pencil sketch of", "a close-up of", "an illustration of"),
@@ -44,41 +48,32 @@ PROMPTS = (
 )
 
 
-class Notes(Protocol):
-    """What is kept of the contexts of a layer."""
-
-    def add(self, x: Tensor, added: Mapping[str, Tensor], weights: Tensor) -> None:
-        """Take in contexts (N, D), what they get added (N, D) by side, and their weights (N,)."""
-        ...
-
-
-Kept = TypeVar("Kept", bound=Notes)
-
-
 class Probe(Generic[Kept]):
-    """Notes what every layer reads, and what a stack would add to it, into `notes`, by the layers'
-    names in the UNet; `make` begins those of a layer, of its width and device.
+    """Notes what every layer reads, and what a stack would add to it, by the layers' names in the
+    UNet; `make` begins the notes of a layer, of its width and device.
 
     Each sample of each forward counts once in every layer. Tokens of a text count by the attention
     that they get: that is how much a mistake about them matters.
     """
 
-    def __init__(self, unet: Any, stack: Stack, make: Callable[[int, torch.device], Kept]) -> None:
+    def __init__(
+        self, unet: Any, stack: Choices, make: Callable[[int, torch.device], Kept]
+    ) -> None:
         self._layers = attention_layers(unet)
-        self._stack = stack
-        self._make = make
-        self.notes = self._begun()
-
-    def taken(self) -> dict[str, Kept]:
-        """What was noted; from now on anew."""
-        taken, self.notes = self.notes, self._begun()
-        return taken
-
-    def _begun(self) -> dict[str, Kept]:
-        return {
-            name: self._make(layer.to_k.in_features, _wide_device(layer.to_k.weight))
+        stacks = resolve(stack, None, map(place_of, self._layers))
+        self._stacks = {name: stacks[place_of(name)] for name in self._layers}
+        texts = {id(it): Texts(it) for it in stacks.values()}  # once for all layers alike
+        self._texts = {name: texts[id(it)] for name, it in self._stacks.items()}
+        self._begin: dict[str, Begin[Kept]] = {
+            name: partial(make, layer.to_k.in_features, _wide_device(layer.to_k.weight))
             for name, layer in self._layers.items()
         }
+        self._noted = Noted(self._begin, self._texts)
+
+    def taken(self) -> Noted[Kept]:
+        """What was noted; from now on anew."""
+        taken, self._noted = self._noted, Noted(self._begin, self._texts)
+        return taken
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -97,22 +92,25 @@ class Probe(Generic[Kept]):
         def note(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             text = kwargs.get("encoder_hidden_states")
-            self._note(name, layer, hidden, text)
+            if text is None:
+                self._note_picture(name, hidden)
+            else:
+                self._note_text(name, layer, hidden, text)
 
         return note
 
     @torch.no_grad()
-    def _note(self, name: str, layer: Any, hidden: Tensor, text: Tensor | None) -> None:
-        context = hidden if text is None else text  # (B, T, D)
-        for_k, for_v = transform_context(context, self._stack)
-        added = {"k": for_k - context, "v": for_v - context}
-        batch, tokens, _ = context.shape
-        if text is None:
-            weights = torch.full((batch, tokens), 1 / tokens, device=context.device)
-        else:
-            weights = _attention(layer, hidden, for_k)
-        flat = {side: it.flatten(0, 1) for side, it in added.items()}
-        self.notes[name].add(context.flatten(0, 1), flat, weights.flatten())
+    def _note_picture(self, name: str, hidden: Tensor) -> None:
+        for_k, for_v = transform_context(hidden, self._stacks[name])  # (B, N, D)
+        added = {"k": (for_k - hidden).flatten(0, 1), "v": (for_v - hidden).flatten(0, 1)}
+        batch, tokens, _ = hidden.shape
+        weights = torch.full((batch * tokens,), 1 / tokens, device=hidden.device)
+        self._noted.of_pictures(name).add(hidden.flatten(0, 1), added, weights)
+
+    @torch.no_grad()
+    def _note_text(self, name: str, layer: Any, hidden: Tensor, text: Tensor) -> None:
+        places, for_k = self._texts[name].note(text)
+        self._noted.note_text(name, places, _attention(layer, hidden, for_k))
 
 
 def _attention(layer: Any, hidden: Tensor, context: Tensor) -> Tensor:

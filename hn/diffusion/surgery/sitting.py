@@ -1,6 +1,6 @@
 """Prompts drawn, and more of them looked at, for the sake of what attention reads meanwhile."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Generic
@@ -18,8 +18,9 @@ from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
 from hn.diffusion.denoiser import predict
 from hn.diffusion.pipeline import Painter
+from hn.diffusion.surgery.noted import Kept
 from hn.diffusion.surgery.options import FEWEST, ProbeOptions
-from hn.diffusion.surgery.probing import PROMPTS, WORDS, Kept, Probe
+from hn.diffusion.surgery.probing import PROMPTS, WORDS, Probe
 from hn.diffusion.views import View
 from hn.network.module import Hypernetwork
 
@@ -33,8 +34,8 @@ SEEDS = (0, 1000)  # of what is seen, and of what is kept apart
 class Seen(Generic[Kept]):
     """What the layers read of most prompts, and of those kept apart, by their names."""
 
-    most: dict[str, Kept]
-    others: dict[str, Kept]
+    most: Mapping[str, Kept]
+    others: Mapping[str, Kept]
 
 
 class Sitting:

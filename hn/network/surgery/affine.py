@@ -57,12 +57,7 @@ def check_linear(nets: Sequence[Hypernetwork], act: str, remedy: str) -> None:
 def is_linear(net: Hypernetwork) -> bool:
     """Whether every module is a matrix and a bias: an activation never applied does not count."""
     kinds = (nn.Linear, nn.Dropout)
-    return all(
-        isinstance(layer, kinds)
-        for dim in net.dims
-        for side in "kv"
-        for layer in net.module(dim, side).linear
-    )
+    return all(isinstance(layer, kinds) for part in net.parts() for layer in part.module.linear)
 
 
 def why_not_linear(net: Hypernetwork) -> str:
@@ -86,11 +81,12 @@ def change_of(module: HypernetworkModule, dim: int) -> Affine:
 
 
 def affine_of(stack: Stack, dim: int, side: str) -> Affine:
-    """What a stack of linear hypernetworks makes of contexts of a width, the residual included."""
+    """What a stack of linear ones makes of contexts of a width, the residual included."""
     total = Affine.identity(dim)
     for net, strength in stack:
-        if dim in net.dims:
-            change = change_of(net.module(dim, side), dim)
+        module = net.pair(dim).get(side)
+        if module is not None:
+            change = change_of(module, dim)
             total = Affine.identity(dim).plus(change, strength_of(strength, side)).after(total)
     return total
 

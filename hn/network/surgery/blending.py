@@ -11,7 +11,7 @@ from hn.errors import ModelError, OptionError, shown
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig, Provenance
 from hn.network.module import Hypernetwork
-from hn.network.portability import mended
+from hn.network.sharing import mended, net_by_width
 from hn.network.surgery.affine import WIDE, Affine, affine_of, is_linear, name_of
 from hn.network.surgery.resizing import FLAT, from_affine
 
@@ -46,8 +46,9 @@ def add(blend: Blend) -> Hypernetwork:
     """All of them reading the same context: x + s1 m1(x) + s2 m2(x) + ..., exactly.
 
     Hidden layers stand side by side, as wide as all together. Linear ones become one matrix. Raises
-    `ModelError` where that is not possible.
+    `ModelError` where that is not possible, as with one that is read in some blocks alone.
     """
+    blend = _by_width(blend)
     nets = [net for net, _ in blend]
     if all(map(is_linear, nets)):
         changes = {
@@ -79,6 +80,7 @@ def compose(blend: Blend) -> Hypernetwork:
     Exact where all are linear, or no two rewrite contexts of one width. Raises `ModelError` for
     others.
     """
+    blend = _by_width(blend)
     nets = [net for net, _ in blend]
     if all(map(is_linear, nets)):
         changes = {
@@ -98,6 +100,10 @@ def compose(blend: Blend) -> Hypernetwork:
     net = add(blend)
     net.describe(optional_info=_origin("sequence", blend).optional_info)
     return net
+
+
+def _by_width(blend: Blend) -> Blend:
+    return [(net_by_width(net), number) for net, number in blend]
 
 
 def _dims(nets: Sequence[Hypernetwork]) -> tuple[int, ...]:
@@ -126,6 +132,8 @@ def _check_alike(
 ) -> None:
     for name in ("layer_structure", "activation_func", "is_layer_norm", "activate_output"):
         _check_same(first, config, net, other, name, "can only be added, or one after the other")
+    for name in ("sides", "blocks", "block_dims"):
+        _check_same(first, config, net, other, name, "cannot be averaged")
     if set(config.dims) != set(other.dims):
         _check_same(first, config, net, other, "dims", "can only be added")
 

@@ -1,6 +1,6 @@
 """A hypernetwork of another structure that learns to give what others give, on given contexts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from hn.errors import ModelError, shown
 from hn.network.activations import make_activation
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig, Provenance
-from hn.network.module import Hypernetwork, Stack
+from hn.network.module import Hypernetwork, Sides
 from hn.network.portability import OVER_BATCH
 from hn.network.surgery import regression
 from hn.network.surgery.affine import WIDE, Affine, is_linear, name_of
@@ -21,6 +21,9 @@ from hn.network.surgery.resizing import from_affine
 KEPT = 32  # contexts of each layer in each forward
 BATCH = 512
 RATE = 2e-3
+
+
+Teachers = Sequence[tuple[Hypernetwork, Sides]]
 
 
 class Rows:
@@ -97,7 +100,7 @@ def as_text(before: Errors, after: Errors) -> str:
     )
 
 
-def start(teachers: Stack, config: HypernetworkConfig, seed: int = 0) -> Hypernetwork:
+def start(teachers: Teachers, config: HypernetworkConfig, seed: int = 0) -> Hypernetwork:
     """A student that has learnt nothing yet; with the weights of a teacher of the same layers.
 
     Raises `ModelError` for teachers whose outputs depend on what is painted beside.
@@ -118,7 +121,7 @@ def start(teachers: Stack, config: HypernetworkConfig, seed: int = 0) -> Hyperne
 
 
 def structure_for(
-    teachers: Stack, layer_structure: tuple[float, ...] | None, activation_func: str
+    teachers: Teachers, layer_structure: tuple[float, ...] | None, activation_func: str
 ) -> HypernetworkConfig:
     """A structure for all widths of the teachers; their own, where nothing else is asked for.
 

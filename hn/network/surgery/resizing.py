@@ -10,6 +10,7 @@ from torch import Tensor
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig, Provenance
 from hn.network.module import Hypernetwork
+from hn.network.sharing import net_by_width
 from hn.network.surgery.affine import WIDE, Affine, change_of, check_linear, name_of
 
 FLAT = (1, 1)  # one matrix: the least that holds any
@@ -31,8 +32,9 @@ class Resized:
 def resize(net: Hypernetwork, structure: tuple[float, ...]) -> Resized:
     """A linear hypernetwork in another structure: exact, or nearest where that is narrower.
 
-    Raises `ModelError` if it is not linear.
+    Raises `ModelError` if it is not linear, or is read in some blocks alone.
     """
+    net = net_by_width(net)
     check_linear([net], "another structure", "Distil it into that structure (tools/distil.py).")
     changes = {
         (dim, side): change_of(net.module(dim, side), dim) for dim in net.dims for side in "kv"

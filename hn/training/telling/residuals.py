@@ -1,5 +1,5 @@
-"""How much the hypernetwork adds to what attention reads: norm(mlp(x)) / norm(x), for each width
-and side.
+"""How much the hypernetwork adds to what attention reads: norm(mlp(x)) / norm(x), for each module:
+of each width and side, and of each block where it has its own.
 
 Far above 1, it replaces the contexts instead of shading them, which shows as burnt colours.
 """
@@ -58,11 +58,8 @@ def watched(hypernetwork: Hypernetwork, *, tokens: bool = False) -> Iterator[Rat
     """Measure every context that the hypernetwork rewrites meanwhile; it computes the same."""
     ratios = Ratios(tokens=tokens)
     hooks = [
-        hypernetwork.module(dim, side).linear.register_forward_hook(
-            partial(ratios.note, f"{dim}.{side}")
-        )
-        for dim in hypernetwork.dims
-        for side in "kv"
+        part.module.linear.register_forward_hook(partial(ratios.note, part.name))
+        for part in hypernetwork.parts()
     ]
     try:
         yield ratios
@@ -94,7 +91,7 @@ class Residuals:
 
     @torch.no_grad()
     def measure(self, state: TrainingState) -> None:
-        """Report the ratio and the distribution of each width and side, unless that is done."""
+        """Report the ratio and the distribution of each module, unless that is done."""
         if not self._batches or self._measured == state.moment:
             return
         self._measured = state.moment
