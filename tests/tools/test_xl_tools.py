@@ -1,6 +1,7 @@
 """Stable Diffusion XL in the tools: trained by its recipe, then measured, drawn with, handed on."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_pictures_are_those_of_diffusers_pipeline(run, xl, trained, tmp_path):
     flags += ["--negative_prompt", "blue", "--hypernetwork", file, "--strengths", 0, 1]
     finished = run("generate", *flags, "-o", folder)
     assert finished.returncode == 0, finished.stderr
-    pipe = StableDiffusionXLPipeline.from_pretrained(xl)
+    pipe: Any = StableDiffusionXLPipeline.from_pretrained(xl)
     pipe.set_progress_bar_config(disable=True)
     hn.load_hypernetwork(pipe, file)
     drawn = []
@@ -131,6 +132,6 @@ def test_a_substitute_is_found_from_what_it_reads(run, xl, trained, tmp_path, to
     if tool == "distil":
         assert hn.load(output).dims == tiny.XL_DIMS
         return
-    pipe = StableDiffusionXLPipeline.from_pretrained(xl)
+    pipe: Any = StableDiffusionXLPipeline.from_pretrained(xl)
     pipe.load_lora_weights(output)
     assert set(pipe.get_list_adapters()) == {"unet"}
