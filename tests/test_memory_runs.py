@@ -9,8 +9,9 @@ import torch
 
 from hn import build, cli, demo, launch
 from hn.benchmark.memory import PeakMemory
-from hn.build.memory import GIB, MIB, estimate, other_stages, step_of
+from hn.build.estimates import GIB, MIB, estimate, other_stages, step_of
 from hn.build.models import DTYPES
+from hn.build.remedies import Run, in_words, remedies
 from hn.build.start import Start
 from hn.config import Config
 from hn.diffusion.base_model import BaseModel
@@ -121,6 +122,34 @@ def test_a_budget_that_nothing_meets_is_refused_before_the_pictures(model, tmp_p
     assert "activations" in said
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_what_would_fit_is_said(model, pictures, tmp_path, capsys):
+    """Of what a budget that is too little lists, the first does."""
+    flags = runs.settings(model, pictures, tmp_path, mixed_precision="bf16")
+    config = cli.parse(flags)
+    run = Run(config, Outline.read(str(model)), "cpu", 1)
+    eight_bits = replace(config, memory=replace(config.memory, quantize_base="fp8"))
+    least, possible = run.least(config), run.least(eight_bits)
+    assert possible < least
+    flags += ["--memory_budget_gib", str((least + possible) / 2 / GIB)]
+    assert runs.train_here(flags) == 5
+    said = capsys.readouterr().err.splitlines()
+    first = said[said.index("It would take") + 1]
+    assert first.strip() == f"{possible / GIB:.2f} GiB with quantize_base fp8, which fits"
+
+
+def test_what_would_fit_only_together_is_said_together(model, pictures, tmp_path):
+    """Each alone first; then as many as it takes, in that order."""
+    config = cli.parse(runs.settings(model, pictures, tmp_path))
+    run = Run(config, Outline.read(str(model)), "cpu", 1)
+    *alone, together = remedies(run, 1)
+    assert together.words == ", ".join(remedy.words for remedy in alone)
+    assert together.total < min(remedy.total for remedy in alone)
+    *_, fewer = remedies(run, min(remedy.total for remedy in alone) - 1)
+    assert fewer.words.startswith(f"{alone[0].words}, {alone[1].words}")
+    assert "fits" not in in_words([together], 1)
+
+
 def test_what_a_budget_chooses_is_not_given_as_well(model, pictures, tmp_path):
     changes = {"memory_budget_gib": 4, "gradient_checkpointing": True, "frozen_aware": "on"}
     with pytest.raises(OptionError) as error:
@@ -188,7 +217,7 @@ def test_encoding_and_decoding_hold_what_was_rehearsed(pictures, tmp_path):
         base.encode_images(torch.zeros(1, 3, 64, 64))
     with PeakMemory() as decoding:
         base.decode(torch.zeros(1, 4, 64 // base.downscaling, 64 // base.downscaling))
-    for name, held in (("encoding pictures", encoding), ("drawing previews", decoding)):
+    for name, held in (("encoding pictures", encoding), ("decoding previews", decoding)):
         assert held.peak == pytest.approx(found[name].parts["activations"], rel=0.05)
     weights = sum(it.nbytes for it in base.vae.parameters())
     assert found["encoding pictures"].parts["autoencoder"] == weights

@@ -3,6 +3,7 @@
     python tools/benchmark.py tiny
     python tools/benchmark.py sd15 --resolution 256 --dims text --only hn lora
     python tools/benchmark.py sd15 --batch 16 --precision bf16 --device cuda --json gpu.json
+    python tools/benchmark.py sdxl --precision bf16 --count --only hn lora
 
 MODEL is the embedded demo or a shape with random weights; narrow has SD 1's layers, so narrow that
 the host's work is all. They take turns, round by round; on a CPU the time that the process computed
@@ -33,6 +34,7 @@ def main() -> int:
     add("--dims", default="all", help="widths trained: all, text, or such as 320,768 (all)")
     add("--only", nargs="+", default=[], metavar="ROW", help="these and webui (all)")
     add("--rounds", type=int, default=5, help="steps of each that count (5)")
+    add("--count", action="store_true", help="only what is counted, so that nothing is computed")
     add("--device", help="cpu or cuda (the fastest there is)")
     add("--threads", type=int, default=1, help="of a CPU (1)")
     add("--loop", action="store_true", help="also what the script's loop costs, on the demo")
@@ -60,7 +62,7 @@ def benchmark(args: argparse.Namespace) -> None:
     names = benchmark.choose(args.only)
     what = {name: getattr(args, name) for name in ("resolution", "batch", "precision", "device")}
     scene = build_scene(args.model, **what, widths=args.dims)
-    measured = benchmark.measure(scene, names, args.rounds)
+    measured = benchmark.measure(scene, names, 0 if args.count else args.rounds)
     print(rows.table(measured.rows))
     about = {"model": args.model, **measured.about}
     if args.loop:

@@ -1,6 +1,6 @@
 """All contenders on one scene: counted, checked for room, compared, timed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from hn.benchmark import clock, room
 from hn.benchmark.contender import Contender
 from hn.benchmark.contenders import CONTENDERS, OURS, REFERENCE
-from hn.benchmark.counts import count
+from hn.benchmark.counts import Counts, count
 from hn.benchmark.ops import Ops
 from hn.benchmark.rows import Row
 from hn.benchmark.scene import Scene
@@ -49,11 +49,13 @@ def choose(wanted: Sequence[str]) -> list[str]:
 
 
 def measure(scene: Scene, names: Sequence[str], rounds: int) -> Measured:
-    """Raises `StorageError` before anything is computed if there is no room."""
-    counts = {
-        name: count(CONTENDERS[name], scene)
-        for name in tqdm(dict.fromkeys([*names, OURS]), "counting", leave=False)
-    }
+    """In no rounds only what needs no machine: operations on numbers, and bytes.
+
+    Raises `StorageError` before anything is computed if there is no room.
+    """
+    if not rounds:
+        return _counted(scene, names)
+    counts = _counts(scene, dict.fromkeys([*names, OURS]))
     room.check(scene, {name: counts[name] for name in names})
     contenders = {name: CONTENDERS[name](scene) for name in tqdm(names, "building", leave=False)}
     firsts = {
@@ -89,6 +91,25 @@ def measure(scene: Scene, names: Sequence[str], rounds: int) -> Measured:
             )
         )
     return Measured(rows, _about(scene, rate))
+
+
+def _counted(scene: Scene, names: Sequence[str]) -> Measured:
+    rows = [
+        Row(
+            name=name,
+            flops_per_image=counts.flops / scene.batch,
+            peak=counts.peak,
+            saved=counts.saved,
+        )
+        for name, counts in _counts(scene, names).items()
+    ]
+    return Measured(rows, _sizes(scene))
+
+
+def _counts(scene: Scene, names: Iterable[str]) -> dict[str, Counts]:
+    return {
+        name: count(CONTENDERS[name], scene) for name in tqdm([*names], "counting", leave=False)
+    }
 
 
 @dataclass(frozen=True)
@@ -134,12 +155,18 @@ def _difference(first: _First, reference: _First) -> float:
 def _about(scene: Scene, rate: float) -> dict[str, Any]:
     cuda = scene.device.startswith("cuda")
     return {
-        "resolution": scene.resolution,
-        "batch": scene.batch,
-        "precision": scene.precision,
-        "dims": scene.dims,
+        **_sizes(scene),
         "device": torch.cuda.get_device_name(scene.device) if cuda else scene.device,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "matmul_tflops": rate / 1e12,
+    }
+
+
+def _sizes(scene: Scene) -> dict[str, Any]:
+    return {
+        "resolution": scene.resolution,
+        "batch": scene.batch,
+        "precision": scene.precision,
+        "dims": scene.dims,
     }

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from hn.benchmark.scene import Scene
 from hn.config import OptimizerConfig
+from hn.diffusion.condition import Condition
 from hn.diffusion.objective.problem import Noised
 from hn.network.module import Hypernetwork
 from hn.training import optimizers
 
 RATE = 1e-5
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From noisy latents (B, 4, h, w), timesteps (B,) and contexts (B, T, D) to a prediction."""
+Forward = Callable[[Tensor, Tensor, Condition], Tensor]
+"""From noisy latents (B, 4, h, w), timesteps (B,) and conditions to a prediction."""
 
 
 class Contender:
@@ -65,7 +66,7 @@ class Contender:
     def backward(self, problem: Noised) -> Tensor:
         """The loss () of a problem, of which the gradients are taken."""
         with self._scene.autocast():
-            prediction = self._forward(problem.noisy, problem.timesteps, self._scene.context)
+            prediction = self._forward(problem.noisy, problem.timesteps, self._scene.condition)
         loss = self._scene.loss(prediction, problem)
         del prediction
         loss.backward()

@@ -49,9 +49,9 @@ def own(
     plan = Plan(frozen_aware=frozen_aware)
     denoiser = Denoiser(unet, network, plan=plan, compile_backend=backend, **features)
 
-    def forward(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def forward(noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         with sdpa_kernel([*attention], set_priority=True) if attention else nullcontext():
-            return denoiser(noisy, timesteps, Condition(context=context))[0]
+            return denoiser(noisy, timesteps, condition)[0]
 
     def remark() -> str:
         return "" if denoiser.compiled is None else denoiser.compiled.verdict

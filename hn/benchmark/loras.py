@@ -3,6 +3,8 @@ diffusers' script does with its stock flags, which encodes pictures and captions
 and reads the loss twice.
 """
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +22,11 @@ from hn.evaluation import lora
 RANK = 4
 LEVELS = (128, 256, 512, 512)  # channels of SD's autoencoder
 HEAD = 64  # width of a head of CLIP's
+LAYERS = 12
 
 
 class Encoders(nn.Module):
-    """An autoencoder and a text encoder of SD's size, with random weights, in the UNet's precision.
+    """An autoencoder and text encoders of SD's size, with random weights, in the UNet's precision.
 
     They have the scene's widths, and as many pictures and captions as it has.
     """
@@ -31,7 +34,7 @@ class Encoders(nn.Module):
     def __init__(self, scene: Scene) -> None:
         super().__init__()
         levels = LEVELS[-(scene.shape.downscaling.bit_length()) :]
-        width, tokens = scene.context.shape[-1], scene.shape.tokens
+        width, tokens = scene.condition.context.shape[-1], scene.shape.tokens
         autoencoder: Any = AutoencoderKL  # its annotations know one level only
         with torch.device(scene.device):
             self.vae = autoencoder(
@@ -40,14 +43,8 @@ class Encoders(nn.Module):
                 up_block_types=("UpDecoderBlock2D",) * len(levels),
                 layers_per_block=2,
             )
-            self.text = CLIPTextModel(
-                CLIPTextConfig(
-                    hidden_size=width,
-                    intermediate_size=4 * width,
-                    num_attention_heads=max(1, width // HEAD),
-                    num_hidden_layers=12,
-                    max_position_embeddings=tokens,
-                )
+            self.texts = nn.ModuleList(
+                _text_model(*text, tokens) for text in scene.shape.texts or [(width, LAYERS)]
             )
             size = (scene.batch, 3, scene.resolution, scene.resolution)
             self.pixels = torch.zeros(size, dtype=scene.dtype)
@@ -58,7 +55,19 @@ class Encoders(nn.Module):
     def forward(self) -> Tensor:
         """Encode both; the contexts (B, T, D) are used."""
         self.vae.encode(self.pixels).latent_dist.sample()
-        return self.text(self.words).last_hidden_state
+        return torch.cat([text(self.words).last_hidden_state for text in self.texts], -1)
+
+
+def _text_model(width: int, layers: int, tokens: int) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_attention_heads=max(1, width // HEAD),
+            num_hidden_layers=layers,
+            max_position_embeddings=tokens,
+        )
+    )
 
 
 def loras(scene: Scene, rank: int | None = None) -> Contender:
@@ -67,18 +76,15 @@ def loras(scene: Scene, rank: int | None = None) -> Contender:
     if rank is None:
         rank = lora.rank_of(unet, sum(p.numel() for p in scene.make_network().parameters()))
 
-    def forward(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return predict(unet, noisy, timesteps, Condition(context=context))
-
-    return Contender(scene, forward, _added(scene, unet, rank))
+    return Contender(scene, partial(predict, unet), _added(scene, unet, rank))
 
 
 def stock(scene: Scene) -> Contender:
     """Latents are encoded for what that costs; learnt are the problems that all have."""
     unet, encoders = scene.make_unet(), Encoders(scene)
 
-    def forward(noisy: Tensor, timesteps: Tensor, _: Tensor) -> Tensor:
-        return predict(unet, noisy, timesteps, Condition(context=encoders()))
+    def forward(noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        return predict(unet, noisy, timesteps, replace(condition, context=encoders()))
 
     frozen = list(encoders.parameters())
     return Contender(scene, forward, _added(scene, unet, RANK), frozen=frozen, loss_reads=2)

@@ -8,6 +8,7 @@ COLUMNS = (
     *("", "ms", "speed-up", "images/s", "GFLOP/image", "MFU %", "HFU %"),
     *("MFU of 790 %", "peak MiB", "saved MiB", "allocated MiB", "ops", "syncs", "gradient off by"),
 )
+MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,37 +23,33 @@ class Row:
     """
 
     name: str
-    seconds: float
-    speed_up: float
-    images_per_second: float
     flops_per_image: float
-    mfu: float
-    hfu: float
-    mfu_nominal: float | None
     peak: int
     saved: int
-    allocated: int | None
-    ops: int
-    syncs: int
-    gradient_difference: float | None
-    rounds: Sequence[float]
+    seconds: float | None = None
+    speed_up: float | None = None
+    images_per_second: float | None = None
+    mfu: float | None = None
+    hfu: float | None = None
+    mfu_nominal: float | None = None
+    allocated: int | None = None
+    ops: int | None = None
+    syncs: int | None = None
+    gradient_difference: float | None = None
+    rounds: Sequence[float] = ()
     remark: str = ""
 
     def cells(self) -> list[str]:
         """As `COLUMNS` has it."""
-        mib = [None if it is None else it / 2**20 for it in (self.peak, self.saved, self.allocated)]
         return [
             self.name,
-            f"{self.seconds * 1000:.1f}",
-            f"{self.speed_up:.2f}",
-            f"{self.images_per_second:.2f}",
+            _shown(self.seconds, ".1f", 1000),
+            _shown(self.speed_up, ".2f"),
+            _shown(self.images_per_second, ".2f"),
             f"{self.flops_per_image / 1e9:.1f}",
-            f"{self.mfu * 100:.1f}",
-            f"{self.hfu * 100:.1f}",
-            _shown(None if self.mfu_nominal is None else self.mfu_nominal * 100, ".1f"),
-            *(_shown(it, ".1f") for it in mib),
-            str(self.ops),
-            str(self.syncs),
+            *(_shown(it, ".1f", 100) for it in (self.mfu, self.hfu, self.mfu_nominal)),
+            *(_shown(it, ".1f", 1 / MIB) for it in (self.peak, self.saved, self.allocated)),
+            *(_shown(it, "d") for it in (self.ops, self.syncs)),
             _shown(self.gradient_difference, ".1e"),
         ]
 
@@ -69,5 +66,5 @@ def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
     return {**about, "rows": [asdict(row) for row in rows]}
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
+def _shown(value: float | None, form: str, factor: float = 1) -> str:
+    return "–" if value is None else f"{value * factor:{form}}"

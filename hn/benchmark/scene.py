@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,8 +15,11 @@ from torch import Tensor
 from hn.benchmark.shapes import SHAPES, Shape
 from hn.config import ObjectiveConfig
 from hn.diffusion.attention import context_dims
+from hn.diffusion.condition import Condition
+from hn.diffusion.memory.rehearsal import blank_condition
 from hn.diffusion.objective import Objective
 from hn.diffusion.objective.problem import Noised
+from hn.diffusion.views import SIZES, View, time_ids
 from hn.errors import OptionError, shown
 from hn.network.module import Hypernetwork
 
@@ -117,9 +120,20 @@ class Scene:
             yield
 
     @cached_property
-    def context(self) -> Tensor:
-        """A context (B, T, D) for each picture."""
-        return self._draw(self.shape.tokens, self._text_width).to(self.device)
+    def condition(self) -> Condition:
+        """What the UNet is told of each picture."""
+        with torch.device("meta"):
+            like = blank_condition(
+                self._structure, self.batch, self.shape.tokens, torch.get_default_dtype()
+            )
+        if self.device == "meta":
+            return like
+        drawn = Condition(context=self._draw(*like.context.shape[1:]))
+        if like.pooled is not None:
+            views = [View.whole((self.resolution, self.resolution))] * self.batch
+            pooled = self._draw(*like.pooled.shape[1:])
+            drawn = replace(drawn, pooled=pooled, time_ids=time_ids(views, SIZES))
+        return drawn.to(self.device)
 
     @cached_property
     def _latents(self) -> Tensor:

@@ -6,6 +6,7 @@ half precision. Every attention layer rewrites its own context. Every block of l
 checkpointed, always. The host reads the loss of every micro-batch.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from hn.benchmark.contender import Contender
 from hn.benchmark.scene import Scene
+from hn.diffusion.denoiser import predict
 from hn.network.module import Hypernetwork
 
 
@@ -51,12 +53,9 @@ def webui(scene: Scene, *, unet_grads: bool = False) -> Contender:
     unet.enable_gradient_checkpointing()
     unet.train().requires_grad_(unet_grads)
 
-    def forward(noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return unet(noisy.to(scene.dtype), timesteps, context.to(scene.dtype), return_dict=False)[0]
-
     return Contender(
         scene,
-        forward,
+        partial(predict, unet),
         list(network.parameters()),
         network=network,
         idle=[p for p in unet.parameters() if p.requires_grad],

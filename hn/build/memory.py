@@ -1,113 +1,32 @@
-"""How much memory a run will take, by part, and the plan that fits what there is.
+"""The plan that fits what memory there is, and what to change where none does."""
 
-    outline = Outline.read("stable-diffusion-v1-5/stable-diffusion-v1-5")
-    step = step_of(config, outline, torch.bfloat16)
-    print(estimate(config, outline, step, Plan(), device="cuda").table())
-
-Known from settings and the model's configuration alone: no weight is read.
-"""
-
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
 
+from hn.build.estimates import (
+    GIB,
+    Estimate,
+    estimate,
+    is_paged,
+    lasting_parts,
+    other_stages,
+    step_of,
+    unet_of,
+)
 from hn.build.models import DTYPES
-from hn.build.structure import structure_of
-from hn.config import Config, OptimizerConfig
-from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
+from hn.build.remedies import Run, in_words, remedies
+from hn.config import Config
 from hn.diffusion.memory.choice import Rung, choose
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
-from hn.diffusion.memory.quantisation import check_device, stored_nbytes
-from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
+from hn.diffusion.memory.quantisation import check_device
+from hn.diffusion.memory.rehearsal import Step
 from hn.diffusion.outline import Outline
 from hn.errors import OptionError, StorageError
-from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
-from hn.training import optimizers
 
-GIB, MIB = 2**30, 2**20
-CUDA_ITSELF = 600 * MIB  # context, kernels and their work space; by experience, not by measurement
 SPARE = 0.95  # of the GPU's free memory: allocators round, and leave gaps
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The bytes that a process holds at the peak of a training step, by part."""
-
-    parts: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        """All of them, in bytes."""
-        return sum(self.parts.values())
-
-    def table(self) -> str:
-        """A line for each part, in MiB."""
-        rows = {**self.parts, "in all": self.total}
-        width = max(map(len, rows))
-        return "\n".join(f"  {name:<{width}} {size / MIB:8.0f} MiB" for name, size in rows.items())
-
-
-def step_of(
-    config: Config,
-    outline: Outline,
-    dtype: torch.dtype,
-    *,
-    network: HypernetworkConfig | None = None,
-    processes: int = 1,
-) -> Step:
-    """The micro-batch of a run's settings; `network` is that of a file it goes on from.
-
-    Contexts are taken to be one chunk long, and pictures as large as the resolution.
-    """
-    training = config.training
-    unet, vae = (outline.parts[part] for part in ("unet", "vae"))
-    described = json.dumps(unet, sort_keys=True)
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    return Step(
-        unet=described,
-        network=network or structure_of(config.network, meta_unet(described, dtype), outline.name),
-        dtype=dtype,
-        batch=training.train_batch_size,
-        height=config.data.size[1] // scale,
-        width=config.data.size[0] // scale,
-        tokens=outline.tokens,
-        quantisation=config.memory.quantize_base,
-        note_residuals=config.objective.residual_penalty > 0,
-        accumulates=training.gradient_accumulation_steps > 1 or processes > 1,
-    )
-
-
-def estimate(
-    config: Config, outline: Outline, step: Step, plan: Plan, *, device: str, processes: int = 1
-) -> Estimate:
-    """What training takes by a plan, on a kind of device such as "cuda"."""
-    parts, held = _lasting(config, outline, step, device, processes), rehearse(step, plan)
-    if "gradients" not in parts:
-        parts["gradients"] = min(_weights(step), held)
-        held -= parts["gradients"]
-    return Estimate({**parts, "activations": held})
-
-
-def other_stages(
-    config: Config, outline: Outline, step: Step, *, device: str
-) -> dict[str, Estimate]:
-    """What is taken while pictures are encoded, and while previews are drawn, if they are."""
-    encoders = _encoders(config, outline, step.dtype)
-    lasting = _lasting(config, outline, step, device, 1)
-    base = {name: lasting[name] for name in ("base model", "CUDA itself") if name in lasting}
-    both = {"text encoder": encoders.text_encoder, "autoencoder": encoders.autoencoder}
-    found = {"encoding pictures": Estimate({**base, **both, "activations": encoders.encoding})}
-    if config.validation.validation_prompt:
-        parts = {**lasting, "autoencoder": encoders.autoencoder, "activations": encoders.decoding}
-        found["drawing previews"] = Estimate(parts)
-    return found
 
 
 def build_plan(
@@ -137,7 +56,7 @@ def build_plan(
     network = None if hypernetwork is None else hypernetwork.config
     dtype, device = DTYPES[accelerator.mixed_precision], accelerator.device.type
     step = step_of(config, outline, dtype, network=network, processes=processes)
-    lasting = sum(_lasting(config, outline, step, device, processes).values())
+    lasting = sum(lasting_parts(config, outline, step, device, processes).values())
     rung = choose(
         step,
         room - lasting,
@@ -147,9 +66,14 @@ def build_plan(
         quiet=not accelerator.is_main_process,
     )
     found = estimate(config, outline, step, rung.plan, device=device, processes=processes)
-    if budget is not None and found.total > room:
-        raise StorageError(_too_little(budget, found))
-    accelerator.print(_in_words(found, room, step, rung))
+    if found.total > room:
+        training = replace(config.training, mixed_precision=accelerator.mixed_precision)
+        run = Run(replace(config, training=training), outline, device, processes, network)
+        advice = in_words(remedies(run, room, quiet=not accelerator.is_main_process), room)
+        if budget is not None:
+            raise StorageError(_too_little(budget, found, advice))
+        accelerator.print(advice)
+    accelerator.print(_told(found, room, step, rung))
     for name, stage in other_stages(config, outline, step, device=device).items():
         more = ", which is more than there is" if stage.total > room else ""
         accelerator.print(f"  {name} takes {stage.total / GIB:.2f} GiB{more}")
@@ -166,15 +90,11 @@ def _check_device(config: Config, device: torch.device) -> None:
             "offload_activations moves what a GPU keeps to the host's memory, and there is no GPU: "
             "leave it out"
         )
-    if _is_paged(config.optimizer):
+    if is_paged(config.optimizer):
         raise OptionError(
             f"optimizer {config.optimizer.optimizer} moves its state between the memory of a GPU "
             "and the host's, and there is no GPU: give the same one without Paged"
         )
-
-
-def _is_paged(optimizer: OptimizerConfig) -> bool:
-    return optimizer.optimizer.rpartition(".")[2].startswith("Paged")
 
 
 def _free(config: Config, device: torch.device) -> int | None:
@@ -186,60 +106,8 @@ def _free(config: Config, device: torch.device) -> int | None:
     return int(SPARE * torch.cuda.mem_get_info(device)[0])
 
 
-def _lasting(
-    config: Config, outline: Outline, step: Step, device: str, processes: int
-) -> dict[str, int]:
-    """The bytes of what lies there all the while, by part."""
-    weights = _weights(step)
-    parts = {
-        "base model": stored_nbytes(_unet(step), step.quantisation),
-        "hypernetwork": weights,
-        "its average": weights * config.training.use_ema,
-        "optimizer": round(weights * _state_share(config.optimizer)),
-        "gradients": weights * step.accumulates * (2 if processes > 1 else 1),  # and DDP's buckets
-        "CUDA itself": CUDA_ITSELF * (device == "cuda"),
-    }
-    if config.data.streaming:
-        encoders = _encoders(config, outline, step.dtype)
-        parts["encoders of the stream"] = encoders.autoencoder + encoders.text_encoder
-    return {name: size for name, size in parts.items() if size}
-
-
-def _encoders(config: Config, outline: Outline, dtype: torch.dtype) -> Encoders:
-    vae, data = json.dumps(outline.parts["vae"]), config.data
-    return rehearse_encoders(vae, outline.text_weights, dtype, data.size, data.vae_batch_size)
-
-
-def _unet(step: Step) -> UNet2DConditionModel:
-    return meta_unet(step.unet, step.dtype, step.quantisation)
-
-
-def _weights(step: Step) -> int:
-    with torch.device("meta"):
-        return _nbytes(Hypernetwork(step.network, draw_weights=False).parameters())
-
-
-@lru_cache
-def _state_share(config: OptimizerConfig) -> float:
-    """Bytes of an optimizer's state for each byte of weights: one is made, and asked."""
-    if _is_paged(config):
-        return 0.0  # it lies in the host's memory, and comes over when there is room
-    weight = nn.Parameter(torch.zeros(256, 64))
-    weight.grad = torch.full_like(weight, 1e-3)
-    optimizer = optimizers.optimizer_of([weight], config, 1e-3)
-    if hasattr(optimizer, "train"):
-        optimizer.train()  # type: ignore[operator]  # of those that are free of a schedule
-    optimizer.step()
-    state = [it for it in optimizer.state[weight].values() if isinstance(it, Tensor)]
-    return sum(it.nbytes for it in state if it.numel() > 1) / weight.nbytes
-
-
-def _nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-def _in_words(found: Estimate, room: int, step: Step, rung: Rung) -> str:
-    plan, unet = rung.plan, _unet(step)
+def _told(found: Estimate, room: int, step: Step, rung: Rung) -> str:
+    plan, unet = rung.plan, unet_of(step)
     again = [
         f"{len(names)} of {len(of)} {kind}"
         for kind, names, of in (
@@ -259,10 +127,9 @@ def _in_words(found: Estimate, room: int, step: Step, rung: Rung) -> str:
     )
 
 
-def _too_little(budget: float, least: Estimate) -> str:
+def _too_little(budget: float, least: Estimate, advice: str) -> str:
     return (
         f"memory_budget_gib {budget} is too little: with everything computed again, this run takes "
-        f"{least.total / GIB:.2f} GiB\n{least.table()}\nLower train_batch_size (and raise "
-        "gradient_accumulation_steps) or resolution, give fewer dims or a smaller layer_structure, "
-        "use_8bit_adam, or quantize_base fp8; on a GPU also offload_activations."
+        f"{least.total / GIB:.2f} GiB\n{least.table()}\n{advice}\nAlso: fewer dims, a smaller "
+        "layer_structure, and on a GPU offload_activations."
     )

@@ -5,7 +5,7 @@ import math
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hn.build.memory import estimate, other_stages, step_of
+from hn.build.estimates import estimate, other_stages, step_of
 from hn.build.models import DTYPES, plan_of_settings
 from hn.build.needs import checkpoint_bytes, latents_bytes, meta_hypernetwork
 from hn.build.pictures import build_cache, build_framing

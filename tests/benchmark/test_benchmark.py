@@ -9,10 +9,11 @@ import torch
 from hn.benchmark import contenders, rows
 from hn.benchmark.benchmark import measure
 from hn.benchmark.contenders import CONTENDERS
-from hn.benchmark.counts import calculate, hold
+from hn.benchmark.counts import calculate, hold, unet_bytes
 from hn.benchmark.ops import Ops
 from hn.benchmark.scene import Scene, build_scene
 from hn.errors import OptionError
+from tests import full_size
 
 
 def _scene(model: str, **changes) -> Scene:
@@ -31,8 +32,10 @@ def _gradient(name: str, scene: Scene) -> torch.Tensor:
     return contender.gradient()
 
 
-def test_the_web_uis_step_has_our_gradients():
-    scene = _scene("tiny", resolution=32)
+@pytest.mark.parametrize(("model", "resolution"), [("tiny", 32), ("tiny-xl", 64)])
+def test_the_web_uis_step_has_our_gradients(model, resolution):
+    """Of more than one token: a softmax over one has gradients of rounding alone."""
+    scene = _scene(model, resolution=resolution)
     reference = _gradient("webui", scene)
     for name in CONTENDERS:
         if name.startswith(("hn", "webui-")) and name != "hn-compiled":
@@ -99,6 +102,14 @@ def test_operations_on_numbers_are_those_of_products_and_convolutions():
     once, each = (calculate(CONTENDERS[name](scene)) for name in ("hn", "hn-per-layer"))
     # Of two modules: 2 layers, the gradients of their weights, and of what the second reads.
     assert each - once == (layers - 1) * 2 * (2 + 2 + 1) * product
+
+
+def test_stable_diffusion_xl_is_the_published_one():
+    scene = _counted("sdxl")
+    assert unet_bytes(scene) == 4 * full_size.XL_PARAMETERS
+    assert scene.dims == full_size.XL_DIMS
+    assert scene.condition.pooled is not None
+    assert scene.condition.pooled.shape == (1, 1280)
 
 
 def test_diffusers_script_encodes_with_models_of_sds_size_in_every_step():

@@ -26,6 +26,18 @@ def test_prints_a_table_and_writes_its_numbers(run, tmp_path):
     assert len(found["loop"]["seconds"]) == len(found["loop"]["passes"]) == 40
 
 
+def test_counts_without_a_machine_for_it(run, tmp_path):
+    path = tmp_path / "found.json"
+    flags = ["tiny-xl", "--count", "--only", "hn", "hn-both", "--json", path]
+    finished = run("benchmark", *flags)
+    assert finished.returncode == 0, finished.stderr
+    assert "| hn | – | – | – |" in finished.stdout
+    webui, ours, both = json.loads(path.read_text())["rows"]
+    assert webui["flops_per_image"] > ours["flops_per_image"] > 0
+    assert both["peak"] < ours["peak"]
+    assert ours["seconds"] is None
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [

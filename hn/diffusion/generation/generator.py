@@ -24,6 +24,7 @@ from hn.diffusion.generation.samplers import make_scheduler
 from hn.diffusion.generation.settings import GenerationSettings
 from hn.diffusion.pipeline import Painter, bare_pipeline, grid, save_picture
 from hn.diffusion.tags import ENDINGS, Tags, find_hypernetwork, parse_prompt_tags, write_tag
+from hn.diffusion.views import SCORED
 from hn.errors import ModelError, OptionError, shown
 from hn.storage import prove_writable
 
@@ -127,8 +128,9 @@ class Generator:
             )
 
     def _load_base(self) -> BaseModel:
+        """Raises `OptionError` for a refiner."""
         settings = self._settings
-        return BaseModel.load(
+        base = BaseModel.load(
             str(demo.MODEL) if settings.base == demo.NAME else settings.base,
             prompt_syntax=settings.prompt_syntax,
             clip_skip=settings.clip_skip,
@@ -137,6 +139,13 @@ class Generator:
             dtype=getattr(torch, settings.dtype),
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
+        if base.numbers_told == SCORED:
+            raise OptionError(
+                f"base {settings.base} is the refiner of Stable Diffusion XL, which only finishes "
+                "pictures that another model began: give that, or read through hypernetworks with "
+                "hn.load_hypernetwork in diffusers' StableDiffusionXLImg2ImgPipeline"
+            )
+        return base
 
     def _conditions(self, subject: Subject) -> Condition:
         """Of the negative and of the prompt."""

@@ -9,7 +9,7 @@ and what autocast adds is there beside it: copies of its weights, and gradients 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from hn.diffusion.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import Quantisation, store_in_float8
+from hn.diffusion.views import SIZES
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
 
@@ -62,6 +63,15 @@ def rehearse(step: Step, plan: Plan) -> int:
         return held.peak
 
 
+@lru_cache
+def rehearse_drawing(step: Step, batch: int) -> int:
+    """The most bytes that a forward pass of so many samples holds, where nothing is learnt."""
+    drawn = replace(step, batch=batch)
+    with rehearsal(drawn, Plan()) as denoiser, PeakMemory() as held, torch.no_grad():
+        denoiser.predict(*inputs(drawn, denoiser.unet))
+    return held.peak
+
+
 @contextmanager
 def rehearsal(step: Step, plan: Plan) -> Iterator[Denoiser]:
     """The denoiser of a step on meta tensors; afterwards its UNet serves the next."""
@@ -69,22 +79,40 @@ def rehearsal(step: Step, plan: Plan) -> Iterator[Denoiser]:
     with torch.device("meta"):
         network = Hypernetwork(step.network, draw_weights=False).to(step.dtype).train()
     denoiser = Denoiser(unet, network, plan=plan, note_residuals=step.note_residuals)
-    hook = unet.register_forward_pre_hook(_add_sizes, with_kwargs=True)
     try:
         yield denoiser
     finally:
-        hook.remove()
         denoiser.attachment.detach()
         denoiser.arrangement.remove()
 
 
 def inputs(step: Step, unet: UNet2DConditionModel) -> tuple[Tensor, Tensor, Condition]:
-    """Noisy latents (B, C, h, w), timesteps (B,) and the context (B, T, D)."""
+    """Noisy latents (B, C, h, w), timesteps (B,) and what the UNet is told of each picture."""
     with torch.device("meta"):
-        channels, width = unet.config["in_channels"], unet.config["cross_attention_dim"]
-        noisy = torch.empty(step.batch, channels, step.height, step.width)
-        context = torch.empty(step.batch, step.tokens, width, dtype=step.dtype)
-        return noisy, torch.empty(step.batch, dtype=torch.long), Condition(context=context)
+        noisy = torch.empty(step.batch, unet.config["in_channels"], step.height, step.width)
+        condition = blank_condition(unet, step.batch, step.tokens, step.dtype)
+        return noisy, torch.empty(step.batch, dtype=torch.long), condition
+
+
+def blank_condition(
+    unet: UNet2DConditionModel, batch: int, tokens: int, dtype: torch.dtype
+) -> Condition:
+    """A condition of the shapes that a UNet expects, without values, on the default device.
+
+    A refiner of Stable Diffusion XL is told five numbers instead of six, and a pooled text of its
+    own width; here it gets six and a shorter text, which its embedding joins to as much.
+    """
+    config: Any = unet.config
+    context = torch.empty(batch, tokens, config["cross_attention_dim"], dtype=dtype)
+    if config["addition_embed_type"] != "text_time":
+        return Condition(context=context)
+    sizes = SIZES * config["addition_time_embed_dim"]
+    pooled = config["projection_class_embeddings_input_dim"] - sizes
+    return Condition(
+        context=context,
+        pooled=torch.empty(batch, pooled, dtype=dtype),
+        time_ids=torch.empty(batch, SIZES),
+    )
 
 
 @lru_cache(maxsize=1)
@@ -111,18 +139,3 @@ class _Gradients:
         if not self._accumulates:
             self._held.append(torch.empty_like(parameter, dtype=torch.float32))
         parameter.grad = None
-
-
-def _add_sizes(
-    unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What Stable Diffusion XL is told besides: a pooled text (B, P), and sizes (B, 6)."""
-    if unet.config["addition_embed_type"] != "text_time":
-        return args, kwargs
-    noisy, sizes = args[0], 6 * unet.config["addition_time_embed_dim"]
-    pooled = unet.config["projection_class_embeddings_input_dim"] - sizes
-    added = {
-        "text_embeds": noisy.new_empty(len(noisy), pooled),
-        "time_ids": noisy.new_empty(len(noisy), 6),
-    }
-    return args, {**kwargs, "added_cond_kwargs": added}
