@@ -482,9 +482,10 @@ def test_it_learns_in_every_way(xl, pictures, tmp_path, changes, capsys):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_the_refiner_trains_on_what_it_is_told(refiner, pictures, tmp_path):
+def test_the_refiner_trains_on_what_it_is_told(refiner, pictures, tmp_path, capsys):
     steps = {"max_train_steps": 2, "validation_prompt": ["a star"], "validation_split": 2}
     steps |= {"validation_inference_steps": 1}
     assert runs.train_here(runs.settings(refiner, pictures, tmp_path, **steps)) == 0
     dims = (tiny.XL_TEXT_DIMS[1], *tiny.XL_DIMS[::2])
     assert hn.load(tmp_path / "run/run.pt").dims == dims
+    assert "timestep_range 0 200" in capsys.readouterr().out
