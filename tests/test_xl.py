@@ -121,6 +121,7 @@ def test_emphasis_weighs_each_context_and_the_first_chunk_is_pooled(xl, base):
         ("unet", {"projection_class_embeddings_input_dim": 60 + 1}, "input_dim 61, but .* make 68"),
         ("unet", {"cross_attention_dim": 32}, "cross_attention_dim 32, .* make 40 .*24 [+] 16"),
         ("unet", {"addition_embed_type": "image"}, "addition_embed_type 'image'"),
+        ("unet", {"addition_time_embed_dim": None}, "lack a number"),
         ("scheduler", {"sigma_data": 0.5}, "continuous noise"),
         ("vae", {"latents_mean": [0.0] * 4}, "shifts its latents"),
     ],
