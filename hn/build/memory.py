@@ -10,15 +10,15 @@ Known from settings and the model's configuration alone: no weight is read.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from accelerate import Accelerator
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from hn.build.models import DTYPES
-from hn.config import Config, NetworkConfig, OptimizerConfig
+from hn.build.start import structure_of
+from hn.config import Config
 from hn.diffusion.attention import context_dims
 from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.choice import Rung, choose
@@ -70,9 +70,10 @@ def step_of(
     unet, vae, text = (outline.parts[part] for part in ("unet", "vae", "text_encoder"))
     described = json.dumps(unet, sort_keys=True)
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    dims = context_dims(meta_unet(described, dtype))
     return Step(
         unet=described,
-        network=network or _described(config.network, context_dims(meta_unet(described, dtype))),
+        network=network or structure_of(config.network, config.network.dims or dims),
         dtype=dtype,
         batch=training.train_batch_size,
         height=config.data.size[1] // scale,
@@ -166,15 +167,11 @@ def _check_device(config: Config, device: torch.device) -> None:
             "offload_activations moves what a GPU keeps to the host's memory, and there is no GPU: "
             "leave it out"
         )
-    if _is_paged(config.optimizer):
+    if optimizers.is_paged(config.optimizer):
         raise OptionError(
             f"optimizer {config.optimizer.optimizer} moves its state between the memory of a GPU "
             "and the host's, and there is no GPU: give the same one without Paged"
         )
-
-
-def _is_paged(optimizer: OptimizerConfig) -> bool:
-    return optimizer.optimizer.rpartition(".")[2].startswith("Paged")
 
 
 def _free(config: Config, device: torch.device) -> int | None:
@@ -191,11 +188,12 @@ def _lasting(
 ) -> dict[str, int]:
     """The bytes of what lies there all the while, by part."""
     weights = _weights(step)
+    paged = optimizers.is_paged(config.optimizer)  # to the host, and here when there is room
     parts = {
         "base model": stored_nbytes(_unet(step), step.quantisation),
         "hypernetwork": weights,
         "its average": weights * config.training.use_ema,
-        "optimizer": round(weights * _state_share(config.optimizer)),
+        "optimizer": 0 if paged else optimizers.state_bytes(config.optimizer, weights),
         "gradients": weights * step.accumulates * (2 if processes > 1 else 1),  # and DDP's buckets
         "CUDA itself": CUDA_ITSELF * (device == "cuda"),
     }
@@ -219,35 +217,8 @@ def _weights(step: Step) -> int:
         return _nbytes(Hypernetwork(step.network, draw_weights=False).parameters())
 
 
-@lru_cache
-def _state_share(config: OptimizerConfig) -> float:
-    """Bytes of an optimizer's state for each byte of weights: one is made, and asked."""
-    if _is_paged(config):
-        return 0.0  # it lies in the host's memory, and comes over when there is room
-    weight = nn.Parameter(torch.zeros(256, 64))
-    weight.grad = torch.full_like(weight, 1e-3)
-    optimizer = optimizers.optimizer_of([weight], config, 1e-3)
-    if hasattr(optimizer, "train"):
-        optimizer.train()  # type: ignore[operator]  # of those that are free of a schedule
-    optimizer.step()
-    state = [it for it in optimizer.state[weight].values() if isinstance(it, Tensor)]
-    return sum(it.nbytes for it in state if it.numel() > 1) / weight.nbytes
-
-
 def _nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def _described(network: NetworkConfig, dims: tuple[int, ...]) -> HypernetworkConfig:
-    return HypernetworkConfig(
-        dims=network.dims or dims,
-        layer_structure=network.layer_structure,
-        activation_func=network.activation_func,
-        weight_initialization=network.weight_initialization,
-        is_layer_norm=network.is_layer_norm,
-        activate_output=network.activate_output,
-        dropout_structure=network.dropout_structure,
-    )
 
 
 def _in_words(found: Estimate, room: int, step: Step, rung: Rung) -> str:

@@ -18,6 +18,7 @@ from hn.diffusion.text_encoder import check_clip_skip
 from hn.errors import ModelError, OptionError, shown
 from hn.network import files, portability, sidecar
 from hn.network.contents import Contents
+from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
 from hn.network.remote import locate
 from hn.network.sidecar import Sidecar
@@ -172,18 +173,22 @@ def _check_settings(config: Config, hypernetwork: Hypernetwork, path: Path) -> N
             )
 
 
-def new_hypernetwork(network: NetworkConfig, dims: tuple[int, ...], seed: int) -> Hypernetwork:
-    """One of the structure that the settings give. Raises `ModelError` for what cannot be built."""
-    return Hypernetwork.create(
-        dims,
+def structure_of(network: NetworkConfig, dims: tuple[int, ...]) -> HypernetworkConfig:
+    """What the settings build for these widths. Raises `ModelError` for what cannot be built."""
+    return HypernetworkConfig(
+        dims=dims,
         layer_structure=network.layer_structure,
         activation_func=network.activation_func,
         weight_initialization=network.weight_initialization,
         is_layer_norm=network.is_layer_norm,
         activate_output=network.activate_output,
         dropout_structure=network.dropout_structure,
-        seed=seed,
     )
+
+
+def new_hypernetwork(network: NetworkConfig, dims: tuple[int, ...], seed: int) -> Hypernetwork:
+    """One of the structure that the settings give, likewise."""
+    return Hypernetwork.of(structure_of(network, dims), seed=seed)
 
 
 def _info(config: Config) -> str:

@@ -147,6 +147,11 @@ class Hypernetwork(nn.Module):
             activate_output=activate_output,
             dropout_structure=tuple(dropout_structure or ()),
         )
+        return cls.of(config, seed=seed, name=name)
+
+    @classmethod
+    def of(cls, config: HypernetworkConfig, *, seed: int | None = None, name: str = "") -> Self:
+        """The same of a structure that is described already."""
         with _seeded(seed):
             return cls(config, Provenance(name=name))
 

@@ -109,7 +109,7 @@ def _opened(path: Path) -> Iterator[Tensors]:
         return
     try:
         with safe_open(path, framework="pt") as file:
-            yield {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            yield {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read {path} as .safetensors: {error}") from error
 
