@@ -92,7 +92,7 @@ def train(
         if taken:
             optimizer.step()
             guard.check(optimizer.step_was_skipped, state)
-        optimizer.zero_grad()
+        optimizers.forget_gradients(optimizer)
         state.advance(taken=taken and not optimizer.step_was_skipped)
         if recovery(state):
             continue

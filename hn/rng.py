@@ -6,6 +6,7 @@ disturbs nothing. The position is usually `(step, slot)`, slot being the place i
 """
 
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,15 @@ import torch
 # The order is part of what a seed means: append only.
 PURPOSES = (
     *("order", "variant", "latent", "caption", "noise", "crop", "heldout", "dropout"),
-    *("buckets", "shards", "chunk", "prompt", "strata"),
+    *("buckets", "shards", "chunk", "prompt", "strata", "mask"),
 )
 
 
 def seed_of(seed: int, purpose: str, *position: int) -> int:
     """A 64-bit seed mixed from all the numbers; the same on every platform."""
-    entropy = [seed, PURPOSES.index(purpose), *position]
+    entropy: Any = [seed, PURPOSES.index(purpose), *position]
+    if max(entropy) < 2**32:  # what numpy would make of it, number by number
+        entropy = np.array(entropy, np.uint32)
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 

@@ -193,6 +193,11 @@ def make_model_2(folder: Path) -> Path:
     return make_model(folder, prediction_type="v_prediction", seed=2, unet=unet, text=text)
 
 
+def make_inpainting_model(folder: Path) -> Path:
+    """One whose UNet reads a mask and what is left of a picture beside the noisy latents."""
+    return make_model(folder, seed=3, unet={"in_channels": 9})
+
+
 def left_part(size: tuple[int, int]) -> Image.Image:
     """An alpha channel: opaque at the left, hidden at the right, an edge in the middle."""
     return Image.linear_gradient("L").rotate(-90).resize(size).point(lambda v: 3 * v - 255)

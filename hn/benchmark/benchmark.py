@@ -87,6 +87,7 @@ def measure(scene: Scene, names: Sequence[str], rounds: int) -> Measured:
                 syncs=first.syncs,
                 gradient_difference=_difference(first, reference) if ours else None,
                 rounds=seconds[name],
+                remark=contenders[name].remark(),
             )
         )
     return Measured(rows, _about(scene, rate))

@@ -22,7 +22,7 @@ class Contender:
 
     `idle`: what also gets gradients, for nothing; `frozen`: what is computed with beside the UNet.
     `clips`: the norm of the gradient is bounded, as in ours by default. `loss_reads`: how often the
-    host reads the loss of a micro-batch, and waits for it.
+    host reads the loss of a micro-batch, and waits for it. `remark`: what is to be said of its row.
     """
 
     def __init__(
@@ -36,7 +36,9 @@ class Contender:
         frozen: Sequence[nn.Parameter] = (),
         clips: bool = True,
         loss_reads: int = 0,
+        remark: Callable[[], str] = str,
     ) -> None:
+        self.remark = remark
         self.parameters = parameters
         self.taught = [*parameters, *idle]
         self.frozen = frozen

@@ -17,8 +17,9 @@ class Row:
     rounds), operations on numbers per image, the share of the machine's measured rate that the
     model needs (`mfu`; `mfu_nominal`: of the rate that such a machine is known for) and that is
     used with what is computed twice (`hfu`), bytes counted (`peak`, `saved`) and found in CUDA's
-    allocator (`allocated`), operations of forward and backward pass, waits of the host, and how far
-    the gradient is off, relative to its norm. None: not known, or there is nothing to compare.
+    allocator (`allocated`), operations of forward and backward pass (as written: what is compiled
+    starts fewer), waits of the host, and how far the gradient is off, relative to its norm. None:
+    not known, or there is nothing to compare.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Row:
     syncs: int | None = None
     gradient_difference: float | None = None
     rounds: Sequence[float] = ()
+    remark: str = ""
 
     def cells(self) -> list[str]:
         """As `COLUMNS` has it."""
@@ -53,9 +55,10 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """Markdown, with what is to be said of single rows below."""
     lines = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:])), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    remarks = [f"\n{row.name}: {row.remark}" for row in rows if row.remark]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *remarks])
 
 
 def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:

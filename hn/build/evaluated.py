@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from hn.build.models import build_base_model
-from hn.build.pictures import build_cache, build_datasets, build_latents, pictures_of
+from hn.build.models import build_base_model, build_canvas
+from hn.build.pictures import build_cache, build_datasets, build_latents, latents_of, pictures_of
 from hn.build.prompts import build_prompts
 from hn.config import SECTIONS, Config
 from hn.data.cache.caching import Cache
@@ -59,7 +59,7 @@ def build_evaluated(
     bench = Bench(
         base=base,
         contexts=contexts,
-        studio=Studio(base, contexts, config),
+        studio=Studio(base, contexts, config, build_canvas(config, base)),
         held_out=held_out,
         trained=trained,
         seed=config.training.seed,
@@ -106,7 +106,7 @@ def cached_latents(config: Config, base: BaseModel, cache: Cache, split: str) ->
         return None
     index = Index.open(cache.index_path(split))
     index.check(cache.store, base.vae_fingerprint, corners=base.numbers_told > 0)
-    return Latents(index, cache.store, config.data.latent_sampling, config.training.seed)
+    return latents_of(config, base, index, cache)
 
 
 def _rows(latents: Latents, split: str) -> Sequence[int]:

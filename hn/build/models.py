@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from hn.build.processes import build_layout
-from hn.config import Config
+from hn.config import Config, DataConfig
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.denoiser import Denoiser
+from hn.diffusion.inpainting import check_base, check_files, of_files
 from hn.diffusion.layout import check_layout
 from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.objective import Objective
@@ -112,6 +114,33 @@ def plan_of_settings(config: Config, unet: UNet2DConditionModel, device: torch.d
     )
 
 
+def check_inpainting(config: Config, *, inpainting: bool) -> None:
+    """Refuse what is for inpainting if the base model does none. Raises `OptionError`."""
+    data, validation, default = config.data, config.validation, DataConfig()
+    several = data.masks_per_image != default.masks_per_image
+    wanted = {
+        "inpainting_masks": data.inpainting_masks,
+        "masks_per_image": data.masks_per_image if several else None,
+        "validation_image": validation.validation_image,
+    }
+    check_base(wanted, inpainting=inpainting)
+
+
+def check_canvas(config: Config) -> None:
+    """Look at what previews are to be painted into. Raises `DataError`."""
+    picture, mask = config.validation.validation_image, config.validation.validation_mask
+    if picture is not None and mask is not None:
+        check_files(picture, mask)
+
+
+def build_canvas(config: Config, base: BaseModel) -> Tensor | None:
+    """What previews of an inpainting model paint into; None: what is blank."""
+    picture, mask = config.validation.validation_image, config.validation.validation_mask
+    if picture is None or mask is None:
+        return None
+    return of_files(base, picture, mask, config.data.size)
+
+
 def build_objective(config: Config, accelerator: Accelerator, base: BaseModel) -> Objective:
     """What is learnt; refused if it names timesteps that the base model lacks."""
     return Objective(
@@ -140,4 +169,5 @@ def build_painter(config: Config, base: BaseModel, contexts: Contexts) -> Painte
         steps=validation.validation_inference_steps,
         guidance_scale=validation.validation_guidance_scale,
         seed=validation.validation_seed,
+        canvas=build_canvas(config, base),
     )

@@ -39,13 +39,20 @@ def checkpoint_bytes(config: Config, net: Hypernetwork) -> int:
     return files + FLOAT * count * averages + optimizer_bytes(config, count) + sidecar
 
 
-def latents_bytes(config: Config, pictures: int, downscaling: int, channels: int) -> int:
-    """What the encoded pictures take on the disk: mean and deviation of every variant."""
+def latents_bytes(
+    config: Config, pictures: int, downscaling: int, channels: int, *, inpainting: bool = False
+) -> int:
+    """What the encoded pictures take on the disk: mean and deviation of every variant, and what an
+    inpainting model reads beside.
+    """
     data = config.data
     variants = data.crops_per_image if data.random_crop else 1
     variants *= 2 if data.random_flip else 1
     width = FLOAT if data.latent_cache_dtype == "fp32" else FLOAT // 2
-    return 2 * width * variants * pictures * channels * math.prod(data.size) // downscaling**2
+    each = 2 * channels
+    if inpainting:
+        each += (1 if data.inpainting_masks == "files" else data.masks_per_image) * (1 + channels)
+    return each * width * variants * pictures * math.prod(data.size) // downscaling**2
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from hn.build.models import check_inpainting
 from hn.build.processes import build_layout, build_workers
 from hn.build.prompts import build_prompts, encode_prompts, tell_cut
 from hn.build.splitting import divide
@@ -125,14 +126,26 @@ def build_latents(
         index = cache_pictures(dataset, encoder, cache, split, workers, tally)
     if split == "train" and accelerator.is_main_process:
         _report_sizes(config, index, None if dataset is None else cache.folder)
-    return Latents(index, cache.store, config.data.latent_sampling, config.training.seed)
+    return latents_of(config, base, index, cache)
+
+
+def latents_of(config: Config, base: BaseModel, index: Index, cache: Cache) -> Latents:
+    """What training reads of an index, as the base model wants it."""
+    sampling, seed = config.data.latent_sampling, config.training.seed
+    return Latents(index, cache.store, sampling, seed, inpainting=base.inpainting)
 
 
 def build_encoder(config: Config, base: BaseModel, split: str = "train") -> Encoder:
-    """What encodes pictures; of held-out ones the centre, or all."""
+    """What encodes pictures; of held-out ones the centre, or all.
+
+    Raises `OptionError` for settings of inpainting where the base model does none.
+    """
+    check_inpainting(config, inpainting=base.inpainting)
     data = config.data
     if split == "validation":
         data = replace(data, random_crop=False, random_flip=False)
+        if data.inpainting_masks != "files":  # of random ones, the first is measured
+            data = replace(data, masks_per_image=1)
     return Encoder(base, data, build_framing(config), config.training.seed)
 
 
@@ -212,6 +225,7 @@ def pictures_of(
         prompts=[written.plain(row)[0] for row in rows],
         names=[latents.index.words[row]["name"] for row in rows],
         contexts=contexts,
+        canvases=[latents.first_canvas(row) for row in rows] if latents.inpainting else None,
         views=latents.views(rows, [0] * len(rows)) if contexts.sized else None,
     )
 

@@ -112,5 +112,6 @@ def _disk(config: Config, ready: Ready) -> str:
         return text
     vae = ready.outline.vae.config
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    latents = latents_bytes(config, len(train), scale, vae["latent_channels"])
+    channels, inpainting = vae["latent_channels"], ready.outline.inpainting
+    latents = latents_bytes(config, len(train), scale, channels, inpainting=inpainting)
     return text + f"; about {latents / MIB:.1f} MiB of encoded pictures"

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from hn import errors
 from hn.build.memory import build_plan
-from hn.build.models import check_base_model
+from hn.build.models import check_base_model, check_canvas
 from hn.build.needs import checkpoint_bytes, meta_hypernetwork
 from hn.build.pictures import Datasets, build_datasets
 from hn.build.run import build_publisher, build_schedules, settings_fingerprint
@@ -70,6 +70,7 @@ def build_ready(config: Config, accelerator: Accelerator, status: Status) -> Rea
         attempts(_check_fit, config, outline, start)
         attempts(_check_disk, config, outline, start, status.folder)
     network = None if start is None else start.hypernetwork
+    attempts(check_canvas, config)
     plan = attempts(build_plan, config, accelerator, outline, network)
     datasets = attempts(build_datasets, config, accelerator, tally)
     attempts.conclude(accelerator)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from hn import cli
-from hn.config import Config
+from hn.config import Config, DataConfig
 from hn.data.batches import Batches
 from hn.data.cache import changes
 from hn.data.streaming.batches import StreamedBatches
@@ -20,7 +20,7 @@ from hn.errors import OptionError
 from hn.hub.publisher import Publisher
 from hn.hub.runs import check_run_destination, push_run
 from hn.limits.learning import is_schedule_free
-from hn.limits.saving import OF_DATA, OF_OPTIMIZER
+from hn.limits.saving import OF_DATA, OF_INPAINTING, OF_OPTIMIZER
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
@@ -165,6 +165,11 @@ def settings_fingerprint(config: Config, processes: int) -> dict[str, Any]:
         # of buckets, where it says how many pictures of one size come together
         **({"train_batch_size": training.train_batch_size} if data.resize_mode == "bucket" else {}),
         **{name: getattr(data, name) for name in OF_DATA},
+        **{
+            name: value
+            for name in OF_INPAINTING
+            if (value := getattr(data, name)) != getattr(DataConfig(), name)
+        },
         **asdict(config.objective),
         # of the optimizer, what its saved state holds: that would win without a word
         **{name: getattr(config.optimizer, name) for name in OF_OPTIMIZER},

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from hn import __version__
+from hn.build.models import check_inpainting
 from hn.build.structure import check_file, expected, layers_of, structure_of
 from hn.config import Config, ModelConfig, NetworkConfig
 from hn.data.tally import Tally
@@ -110,6 +111,7 @@ def check_fit(config: Config, outline: Outline, start: Start) -> None:
         check_file(start.hypernetwork.config, outline.unet, outline.name, source)
     check_clip_skip(config.model.clip_skip, outline.text_layers)
     check_range(config.objective, outline.timesteps)
+    check_inpainting(config, inpainting=outline.inpainting)
     if config.model.zero_terminal_snr:
         check_zero_terminal_snr(config.model.prediction_type or outline.prediction, asked=True)
     if config.model.enable_xformers_memory_efficient_attention:

@@ -2,6 +2,7 @@
 
 from accelerate import Accelerator
 
+from hn.build.models import check_inpainting
 from hn.build.processes import build_layout
 from hn.config import Config
 from hn.data.pictures.framing import Framing
@@ -36,6 +37,7 @@ def build_streamed_batches(
     examples = [text for each in stream.first_captions for text in prompts.plain_of(each)]
     for remark in base.text_encoder.remarks(examples):
         accelerator.print(f"of its first rows, {remark}")
-    samples = Samples(framing, data, seed, downscaling=base.downscaling)
+    check_inpainting(config, inpainting=base.inpainting)
+    samples = Samples(framing, data, seed, downscaling=base.downscaling, inpainting=base.inpainting)
     decoder = Decoder(stream, samples, prompts, build_layout(config, accelerator), seed)
     return StreamedBatches(decoder, base, data, seed, stream.digest)

@@ -8,12 +8,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from hn import demo
-from hn.build.pictures import build_encoder, pictures_of
+from hn.build.pictures import build_encoder, latents_of, pictures_of
 from hn.build.prompts import build_prompts
 from hn.config import Config, DataConfig, ModelConfig
 from hn.data.cache.caching import Cache, cache_pictures
 from hn.data.cache.contexts import Contexts
-from hn.data.cache.latents import Latents
 from hn.data.pictures.checks import check_pictures
 from hn.data.pictures.images import read_configured_folder
 from hn.diffusion.attention import attach
@@ -81,5 +80,5 @@ def _pictures(base: BaseModel, folder: Path, size: tuple[int, int] | None) -> Pi
         index = cache_pictures(
             pictures, build_encoder(config, base, "validation"), cache, "validation"
         )
-        latents = Latents(index, cache.store, data.latent_sampling, config.training.seed)
+        latents = latents_of(config, base, index, cache)
         return pictures_of(latents, build_prompts(config, index), Contexts(base))

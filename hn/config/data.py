@@ -69,8 +69,14 @@ class DataConfig:
     where it is lowest; the colours are those beneath it. Off: transparency is laid on white."""
     use_mask_files: bool = False
     """Read photo.mask.png beside photo.jpg as what to learn: the loss of each place is weighted
-    with it, white counts most, black not at all. A picture without one counts evenly. Off: these
-    files are not used."""
+    with it, white counts most, black not at all. A picture without one counts evenly. Off: they
+    weigh nothing."""
+    inpainting_masks: Literal["random", "files", "both"] | None = None
+    """Of an inpainting base model: which places of a picture are to be painted. random: rectangles,
+    strokes or everything, drawn by the picture's content. files: what photo.mask.png beside it
+    shows white. both: the file where there is one, else random. Not given: random."""
+    masks_per_image: int = 4
+    """How many random masks of each picture (and each crop and mirror image) are encoded."""
     random_flip: bool = False
     """Mirror half of the samples."""
     on_bad_image: Literal["stop", "drop"] = "stop"

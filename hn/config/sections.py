@@ -248,5 +248,10 @@ class ValidationConfig:
     """Denoising steps of a preview."""
     validation_guidance_scale: float = 7.0
     """Classifier-free guidance of a preview."""
+    validation_image: str | None = None
+    """A picture that an inpainting base model paints into, with validation_mask; not given: it
+    draws all of a grey one."""
+    validation_mask: str | None = None
+    """Its mask, white where is to be painted."""
     validation_seed: int = 0
     """Seed of the previews' noise: the same in every grid."""

@@ -5,7 +5,7 @@ Which of them draws which slot changes nothing about what is drawn for it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -101,18 +101,32 @@ class Batches:
             for picture, slot in zip(pictures, slots, strict=True)
         ]
         variants = [self._variant(step, slot) for slot in slots]
-        views = self._latents.views(pictures, variants) if self._contexts.sized else None
         batch = Batch(
             step=step,
             slots=slots,
             pictures=pictures,
             prompts=prompts,
             latents=self._latents.samples(pictures, variants, step, slots),
-            condition=self._contexts.stack(prompts, views),
+            condition=self._condition(pictures, variants, prompts, step, slots),
             loss_weights=self._latents.weights(pictures, variants),
         )
         self._latents.index.let_go()
         return batch
+
+    def _condition(
+        self,
+        pictures: list[int],
+        variants: list[int],
+        prompts: list[str],
+        step: int,
+        slots: list[int],
+    ) -> Condition:
+        """What the UNet is told of them."""
+        views = self._latents.views(pictures, variants) if self._contexts.sized else None
+        condition = self._contexts.stack(prompts, views)
+        if not self._latents.inpainting:
+            return condition
+        return replace(condition, canvas=self._latents.canvases(pictures, variants, step, slots))
 
     def _variant(self, step: int, slot: int) -> int:
         if self._latents.variants == 1:

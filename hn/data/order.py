@@ -24,6 +24,17 @@ class Bucket:
     pictures: NDArray[np.int32]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The batches of an epoch from the `first` on, counted over all of them: of each the bucket,
+    and how many that bucket had before it.
+    """
+
+    first: int
+    buckets: NDArray[np.int64]
+    earlier: NDArray[np.int64]
+
+
 class Order:
     """Draws micro-batches of `batch_size` pictures."""
 
@@ -32,7 +43,7 @@ class Order:
         self._batch_size = batch_size
         self._seed = seed
         self._counts = np.array([len(bucket.pictures) for bucket in buckets])
-        self._plan: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._plan = Plan(0, np.empty(0, np.int64), np.empty(0, np.int64))  # the latest
         self._rounds: dict[int, tuple[int, NDArray[np.int64]]] = {}  # the latest of each bucket
 
     @classmethod
@@ -52,13 +63,12 @@ class Order:
 
     def batch(self, number: int) -> list[int]:
         """The pictures of a micro-batch, counted from 0 over all processes and steps."""
-        epoch = self._epoch_of(number)
-        before = self._batches_until(epoch)
-        plan = self._plan_of(epoch)
-        place = number - int(before.sum())
-        bucket = int(plan[place])
-        earlier = int((plan[:place] == bucket).sum())
-        start = (int(before[bucket]) + earlier) * self._batch_size
+        place = number - self._plan.first
+        if not 0 <= place < len(self._plan.buckets):
+            self._plan = self._planned(self._epoch_of(number))
+            place = number - self._plan.first
+        bucket = int(self._plan.buckets[place])
+        start = int(self._plan.earlier[place]) * self._batch_size
         return [self._picture(bucket, start + slot) for slot in range(self._batch_size)]
 
     def _batches_until(self, epoch: int) -> NDArray[np.int64]:
@@ -75,14 +85,15 @@ class Order:
             epoch += 1
         return epoch
 
-    def _plan_of(self, epoch: int) -> NDArray[np.int64]:
-        """The bucket of each batch of an epoch; the latest plan is kept."""
-        if self._plan[0] != epoch:
-            counts = self._batches_until(epoch + 1) - self._batches_until(epoch)
-            buckets = np.repeat(np.arange(len(counts)), counts)
-            draw = rng.numpy_random(self._seed, "buckets", epoch)
-            self._plan = (epoch, draw.permutation(buckets))
-        return self._plan[1]
+    def _planned(self, epoch: int) -> Plan:
+        before = self._batches_until(epoch)
+        counts = self._batches_until(epoch + 1) - before
+        buckets = np.repeat(np.arange(len(counts)), counts)
+        buckets = rng.numpy_random(self._seed, "buckets", epoch).permutation(buckets)
+        earlier = np.empty_like(buckets)
+        numbers = map(np.arange, before, before + counts)
+        earlier[np.argsort(buckets, kind="stable")] = np.concatenate([*numbers])
+        return Plan(int(before.sum()), buckets, earlier)
 
     def _picture(self, bucket: int, position: int) -> int:
         """The picture at a position of a bucket's stream; the latest round's order is kept."""

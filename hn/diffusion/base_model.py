@@ -16,7 +16,7 @@ from torch import Tensor
 from hn.diffusion import sharding
 from hn.diffusion.attention import context_dims
 from hn.diffusion.condition import Condition
-from hn.diffusion.layout import is_single_file
+from hn.diffusion.layout import is_single_file, reads_canvas
 from hn.diffusion.memory.quantisation import Quantisation, check_device, store_in_float8
 from hn.diffusion.noising import has_zero_terminal_snr, prediction_of, settle
 from hn.diffusion.objective import Prediction
@@ -65,6 +65,9 @@ class BaseModel:
         pair = isinstance(text_encoder, TextPair)
         self._zeros_for_empty = pair if zeros_for_empty is None else zeros_for_empty
         self.prediction: Prediction = prediction_of(scheduler)
+        self.inpainting = reads_canvas(
+            unet.config["in_channels"], vae.config["latent_channels"], name
+        )
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.downscaling = 2 ** (len(vae.config["block_out_channels"]) - 1)
         for part in (unet, vae):

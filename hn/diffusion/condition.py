@@ -15,12 +15,15 @@ class Condition:
     """Of B pictures: the `context` (B, T, D) that attention reads.
 
     Stable Diffusion XL is told more, by way of the embedding of the timestep: its `pooled` text
-    (B, P), and `time_ids` (B, 6), of its refiner (B, 5), which `hn.diffusion.views` makes.
+    (B, P), and `time_ids` (B, 6), of its refiner (B, 5), which `hn.diffusion.views` makes. An
+    inpainting model reads a `canvas` (B, 1 + C, h, w) beside the noisy latents, which
+    `hn.diffusion.inpainting` makes.
     """
 
     context: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
+    canvas: Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
@@ -70,6 +73,14 @@ class Condition:
             }
         return arguments
 
+    def beside(self, noisy: Tensor) -> Tensor:
+        """What the UNet reads of pictures: noisy latents (B, C, h, w), and the canvas if it has one
+        (B, 1 + 2 C, h, w).
+        """
+        if self.canvas is None:
+            return noisy
+        return torch.cat([noisy, send(self.canvas, noisy.device, noisy.dtype)], dim=1)
+
     def _changed(self, change: Any) -> Self:
         return type(self)(**{name: change(tensor) for name, tensor in self._tensors().items()})
 
@@ -87,7 +98,9 @@ def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
     length = max(len(context) for context in contexts)
     return torch.stack(
         [
-            torch.cat([context, context[-1:].expand(length - len(context), -1)])
+            context
+            if len(context) == length
+            else torch.cat([context, context[-1:].expand(length - len(context), -1)])
             for context in contexts
         ]
     )

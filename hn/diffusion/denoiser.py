@@ -114,7 +114,7 @@ def predict(
     The host does not wait until the condition is on the device: it would for all that is queued.
     """
     return unet(
-        noisy.to(unet.dtype),
+        condition.beside(noisy.to(unet.dtype)),
         timesteps,
         **condition.arguments(noisy.device, unet.dtype),
         return_dict=False,

@@ -133,6 +133,19 @@ def _read_index(name: str, revision: str | None) -> dict[str, Any]:
             return {}
 
 
+def reads_canvas(channels: int, latents: int, name: str) -> bool:
+    """Whether a UNet that reads so many channels reads a mask and a picture beside the noisy
+    latents, which have `latents`: for inpainting. Raises `ModelError` for one that reads any else.
+    """
+    if channels not in (latents, 1 + 2 * latents):
+        raise ModelError(
+            f"the UNet of {name} reads {channels} channels, of latents that have {latents}: "
+            f"supported are {latents}, and {1 + 2 * latents} of inpainting models. Others are told "
+            "what to edit, or how deep it is, which is not trained here"
+        )
+    return channels != latents
+
+
 def _files_on_hub(name: str, revision: str | None) -> list[str] | None:
     """The files of a model repository; None where the hub gives no verdict."""
     with _asking(name, revision):

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from hn.diffusion.attention import context_dims
-from hn.diffusion.layout import is_single_file, layout_of, parsed
+from hn.diffusion.layout import is_single_file, layout_of, parsed, reads_canvas
 from hn.diffusion.objective import Prediction
 from hn.diffusion.single_file.reading import read_architecture
 from hn.errors import ModelError
@@ -96,6 +96,12 @@ class Outline:
     def timesteps(self) -> int:
         """How many timesteps there are."""
         return int(self.parts["scheduler"].get("num_train_timesteps", 1000))
+
+    @property
+    def inpainting(self) -> bool:
+        """Whether its UNet reads a mask and a picture, too. Raises `ModelError` for others yet."""
+        latents = int(self.parts["vae"].get("latent_channels", 4))
+        return reads_canvas(int(self.parts["unet"].get("in_channels", 4)), latents, self.name)
 
     @property
     def prediction(self) -> str:

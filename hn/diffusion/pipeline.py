@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
+from hn.diffusion.inpainting import blank, reading
 from hn.diffusion.noising import GUIDANCE_RESCALE
 from hn.diffusion.views import BEAUTIFUL, PLAIN, SCORED
 from hn.storage import whole
@@ -27,7 +29,7 @@ class Painter:
 
     `prompts` are P, `negative` is the one that guidance leads away from, `size` is width and height
     in pixels. Without a `scheduler`, the base model's own; with zero terminal SNR the guidance is
-    rescaled.
+    rescaled. An inpainting model paints on the `canvas` (1, 1 + C, h, w), by default a blank one.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class Painter:
         seed: int,
         scheduler: Any = None,
         progress: bool = False,
+        canvas: Tensor | None = None,
     ) -> None:
         self._base = base
+        self._canvas = blank(base, size) if base.inpainting and canvas is None else canvas
         self._prompts = prompts
         self._negative = negative
         self._settings: dict[str, Any] = {
@@ -76,15 +80,28 @@ class Painter:
 
     @torch.no_grad()
     def _draw(self, rows: range) -> Tensor:
+        generators = [torch.Generator().manual_seed(self._seed + row) for row in rows]
         prompts = self._prompts[rows.start : rows.stop]
-        return self._pipeline(
-            **self._embeds(prompts, "prompt"),
-            **self._embeds(self._negative.repeat(len(rows)), "negative_prompt"),
-            **self._told(),
-            generator=[torch.Generator().manual_seed(self._seed + row) for row in rows],
-            output_type="latent",
-            **self._settings,
-        ).images
+        with reading(self._base.unet, self._canvas):
+            return self._pipeline(
+                **self._embeds(prompts, "prompt"),
+                **self._embeds(self._negative.repeat(len(rows)), "negative_prompt"),
+                **self._told(),
+                generator=generators,
+                latents=self._noise(generators),
+                output_type="latent",
+                **self._settings,
+            ).images
+
+    def _noise(self, generators: list[torch.Generator]) -> Tensor | None:
+        """What painting begins with (B, C, h, w): the pipeline would draw some for the canvas, too.
+        Without a canvas that is left to it.
+        """
+        if self._canvas is None:
+            return None
+        unet = self._base.unet
+        shape = (len(generators), unet.config["out_channels"], *self._canvas.shape[-2:])
+        return randn_tensor(shape, generator=generators, device=self._base.device, dtype=unet.dtype)
 
     def _embeds(self, of: Condition, what: str) -> dict[str, Tensor]:
         """Texts as diffusers' pipelines take them: of a "prompt", or of a "negative_prompt"."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hn.errors import OptionError, shown
-from hn.network.module import Amount, Hypernetwork, Stack
+from hn.network.module import Amount, Hypernetwork, Sides, Stack
 
 PARTS = ("down", "mid", "up")
 Timesteps = Callable[[], Tensor]
@@ -103,15 +103,16 @@ def resolve(
         key = (parted and part, *map(id, pairs))
         if key not in alike:
             alike[key] = [
-                (
-                    own,
-                    strength.sides(part, progress) if isinstance(strength, Strength) else strength,
-                )
+                (own, _in_part(strength, part, progress))
                 for own, (_, strength) in zip(pairs, stack, strict=True)
                 if own is not None
             ]
         stacks[place] = alike[key]
     return stacks
+
+
+def _in_part(strength: Choice, part: str, progress: Tensor | None) -> Sides:
+    return strength.sides(part, progress) if isinstance(strength, Strength) else strength
 
 
 def measure_progress(timestep: Any, timesteps: Tensor) -> Tensor:

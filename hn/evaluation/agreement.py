@@ -14,6 +14,7 @@ from tqdm import tqdm
 from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.inpainting import blanks
 from hn.evaluation import paired
 from hn.evaluation.paired import Pictures, Predict
 
@@ -30,9 +31,11 @@ def errors(
 ) -> Tensor:
     """The loss (N, P) of each picture of latents (N, C, h, w) with each of the prompts."""
     names = [str(number) for number in range(len(latents))]
+    canvases = blanks(base, latents)
     found = torch.empty(len(latents), len(prompts))
     for column, prompt in enumerate(tqdm(prompts, "agreement", leave=False)):
-        pictures = Pictures(list(latents), None, [prompt] * len(latents), names, contexts)
+        asked = [prompt] * len(latents)
+        pictures = Pictures(list(latents), None, asked, names, contexts, canvases=canvases)
         for rows in pictures.batches(draws):
             drawn = paired.draw(pictures, rows, draws, base, seed)
             prediction = predict(

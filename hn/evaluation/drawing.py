@@ -41,6 +41,7 @@ class Studio:
     base: BaseModel
     contexts: Contexts
     config: Config
+    canvas: Tensor | None = None  # that an inpainting model paints into, if it is not a blank one
 
     def draw(self, prompts: Sequence[str], seeds: int, what: str = "drawing") -> Drawn:
         """So many pictures of each prompt, each from noise of its own."""
@@ -59,6 +60,7 @@ class Studio:
                 steps=validation.validation_inference_steps,
                 guidance_scale=validation.validation_guidance_scale,
                 seed=validation.validation_seed + start,
+                canvas=self.canvas,
             ).draw()
         return Drawn(list(prompts), seeds, pictures, encoded(self.base, pictures))
 

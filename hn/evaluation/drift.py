@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.inpainting import blanks
 from hn.evaluation import paired
 from hn.evaluation.paired import Pictures, Predict
 
@@ -35,7 +36,10 @@ class Drift:
         predict: Predict, seed: int, draws: int = paired.DRAWS,
     ) -> None:  # fmt: skip
         names = [str(number) for number in range(len(latents))]
-        self._pictures = Pictures(list(latents), None, list(prompts), names, contexts)
+        canvases = blanks(base, latents)
+        self._pictures = Pictures(
+            list(latents), None, list(prompts), names, contexts, canvases=canvases
+        )
         self._base = base
         self._seed = seed
         self._draws = draws

@@ -40,6 +40,7 @@ class Pictures:
     names: list[str]
     contexts: Contexts
     views: list[View] | None = None
+    canvases: list[Tensor] | Tensor | None = None  # N times (1 + C, h, w), if it is for inpainting
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -66,7 +67,7 @@ class Pictures:
         if count > last:
             return self
         rows = [place * last // max(1, count - 1) for place in range(count)]
-        weights, views = self.loss_weights, self.views
+        weights, views, canvases = self.loss_weights, self.views, self.canvases
         return replace(
             self,
             latents=[self.latents[row] for row in rows],
@@ -74,6 +75,7 @@ class Pictures:
             prompts=[self.prompts[row] for row in rows],
             names=[self.names[row] for row in rows],
             views=None if views is None else [views[row] for row in rows],
+            canvases=None if canvases is None else [canvases[row] for row in rows],
         )
 
 
@@ -131,6 +133,9 @@ def draw(pictures: Pictures, rows: list[int], draws: int, base: BaseModel, seed:
     target = objective.target(latents, noise, timesteps, base.alphas_cumprod, base.prediction)
     views = [pictures.view(number, base.downscaling) for number in numbers]
     condition = pictures.contexts.stack([pictures.prompts[number] for number in numbers], views)
+    if pictures.canvases is not None:
+        chosen = torch.stack([pictures.canvases[number] for number in numbers])
+        condition = replace(condition, canvas=chosen)
     return Draws(noisy, target, timesteps, condition)
 
 

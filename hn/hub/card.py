@@ -154,7 +154,7 @@ One row for each picture.
 | mask | SHA-256 of its mask's file, if it has one |
 | width, height | its size in pixels before it was cut |
 | size | width and height of what was encoded |
-| keys | its entries in `tensors`: one for each crop and mirror image |
+| keys | its entries in `tensors`: one for each crop and mirror image, then those of inpainting |
 | weights | the entry that says how much each place counts in the loss; empty: all the same |
 | repeats | how often it comes in an epoch |
 | loss_weight | what its loss is multiplied with |

@@ -89,12 +89,13 @@ def write_run_card(subject: Subject) -> str:
 
 def _front_matter(subject: Subject) -> str:
     model = subject.config.model.pretrained_model_name_or_path
-    remote, is_xl = is_remote(model), set(subject.families) <= {XL, REFINER} != set()
+    remote, possible = is_remote(model), set(subject.families)
+    xl = ["stable-diffusion-xl"] if possible and possible <= {XL, REFINER} else []
     data = ModelCardData(
         license=subject.config.hub.hub_license or "unknown",
         base_model=model if remote else None,
         pipeline_tag="text-to-image",
-        tags=[MARK, "stable-diffusion", *(["stable-diffusion-xl"] if is_xl else []), "hn"],
+        tags=[MARK, "stable-diffusion", *xl, "hn"],
     )
     data[NAMED] = subject.artifact
     if remote:

@@ -6,6 +6,7 @@ import re
 from hn.config import Config, DataConfig
 from hn.errors import OptionError, shown
 from hn.limits.hub import hub_faults
+from hn.limits.inpainting import inpainting_faults
 from hn.limits.learning import learning_faults
 from hn.limits.memory import memory_faults
 from hn.limits.network import network_faults
@@ -255,6 +256,7 @@ def _crop_faults(data: DataConfig) -> list[str]:
 
 def _combination_faults(config: Config) -> list[str]:
     faults = [*_streaming_faults(config.data), *hub_faults(config.hub)]
+    faults += inpainting_faults(config)
     if not config.model.pretrained_model_name_or_path:
         faults.append(
             "pretrained_model_name_or_path is missing: give a diffusers folder or hub id, or "

@@ -6,19 +6,21 @@ from hn.config import Config, DataConfig, ObjectiveConfig, OutputConfig
 from hn.errors import meant, shown
 
 _WHERE = ("_dir", "_folders", "_name", "_column")  # ends of settings that say where pictures lie
+OF_INPAINTING = ("inpainting_masks", "masks_per_image")
 OF_DATA = tuple(
     field.name
     for field in fields(DataConfig)
     if not field.name.endswith(_WHERE)
     # what is left out of the pictures, their digest knows
-    if field.name not in ("vae_batch_size", "on_bad_image", "min_side")
+    # what only inpainting models have is compared where it is given
+    if field.name not in ("vae_batch_size", "on_bad_image", "min_side", *OF_INPAINTING)
 )
 OF_OBJECTIVE = tuple(field.name for field in fields(ObjectiveConfig))
 OF_OPTIMIZER = ("optimizer", "optimizer_args", "use_8bit_adam", "width_learning_rates")
 CHANGEABLE = (
     *("base_model", "vae", "prediction_type", "zero_terminal_snr", "prompt_syntax", "clip_skip"),
     *("pictures", "global_batch", "seed"),
-    *("train_batch_size", *OF_DATA, *OF_OBJECTIVE),
+    *("train_batch_size", *OF_DATA, *OF_INPAINTING, *OF_OBJECTIVE),
 )
 FIXED = {
     "structure": "the weights are of it",

@@ -167,6 +167,8 @@ class Hypernetwork(nn.Module):
             if config.block_dims
             else Pairs(config.dims, config, draw_weights=draw_weights)
         )
+        random = (nn.Dropout, nn.RReLU)
+        self._has_dropout = any(isinstance(module, random) for module in self.modules())
         self.eval()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -192,8 +194,9 @@ class Hypernetwork(nn.Module):
         """Make a new hypernetwork, at step 0.
 
         With `weight_initialization="identity"`, the default, it starts as the base model. With a
-        `seed` its weights are reproducible (and the global random state is left alone). Raises
-        `ModelError` for what cannot be built.
+        `seed` its weights are reproducible (and the global random state is left alone). `sides` and
+        `blocks` limit which layers read through it (`reach`). Raises `ModelError` for what cannot
+        be built.
         """
         config = HypernetworkConfig(
             dims=tuple(dims),
@@ -227,8 +230,7 @@ class Hypernetwork(nn.Module):
     @property
     def has_active_dropout(self) -> bool:
         """Whether calling it twice gives two results."""
-        random = (nn.Dropout, nn.RReLU)
-        return self.training and any(isinstance(module, random) for module in self.modules())
+        return self.training and self._has_dropout
 
     def parts(self) -> Iterator[Part]:
         """All its modules, in the order of their parameters."""

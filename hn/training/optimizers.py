@@ -106,6 +106,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
     return rate
 
 
+def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """As its `zero_grad`, for which accelerate looks at its signature every time (0.1 ms)."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def as_one_group(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's `state_dict()` as that of one group with the rate of factor 1, for any kernel.
 

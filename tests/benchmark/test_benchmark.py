@@ -1,11 +1,13 @@
 """The benchmark: what its contenders compute, and what it refuses."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from hn.benchmark import contenders
+from hn.benchmark import contenders, rows
+from hn.benchmark.benchmark import measure
 from hn.benchmark.contenders import CONTENDERS
 from hn.benchmark.counts import calculate, hold, unet_bytes
 from hn.benchmark.ops import Ops
@@ -36,9 +38,19 @@ def test_the_web_uis_step_has_our_gradients(model, resolution):
     scene = _scene(model, resolution=resolution)
     reference = _gradient("webui", scene)
     for name in CONTENDERS:
-        if name.startswith(("hn", "webui-")):
+        if name.startswith(("hn", "webui-")) and name != "hn-compiled":
             difference = (_gradient(name, scene) - reference).norm() / reference.norm()
             assert difference <= 1e-5, name
+
+
+@pytest.mark.slow  # a compiler takes its time
+def test_a_compiled_row_says_whether_its_blocks_were_used():
+    found = measure(_scene("tiny", resolution=32), ["webui", "hn", "hn-compiled"], 1).rows
+    _, ours, compiled = found
+    verdict = r"hn-compiled: (not used: its gradient is off|used: gradients differ) by"
+    assert re.search(verdict, rows.table(found).splitlines()[-1])
+    assert compiled.gradient_difference <= 1e-3
+    assert (compiled.ops, compiled.flops_per_image) == (ours.ops, ours.flops_per_image)
 
 
 def test_gradients_of_the_unet_are_computed_where_they_are_thrown_away():

@@ -10,6 +10,7 @@ from hn.data.batches import Batches, Layout
 from hn.data.cache import contexts
 from hn.data.cache.contexts import Contexts
 from hn.data.cache.latents import Latents
+from hn.data.cache.store import Store
 from hn.data.pictures.decoding import open_picture
 from hn.data.pictures.framing import Framing, to_tensor
 from hn.data.pictures.images import examples, read_folder
@@ -181,6 +182,25 @@ def test_latents_sampled_once_stay_for_the_whole_run(make_latents):
     ]
     assert not torch.allclose(*noise)
     assert not torch.equal(caches.sample(make_latents(sampling="once", seed=1), 2, 1, 0, 0), first)
+
+
+@pytest.mark.parametrize(("sampling", "reads"), [("once", 2), ("deterministic", 2), ("random", 4)])
+def test_latents_that_never_change_are_read_once(make_latents, monkeypatch, sampling, reads):
+    latents, read = make_latents(sampling=sampling), []
+    stack = Store.stack
+    monkeypatch.setattr(Store, "stack", lambda own, keys: [read.extend(keys), stack(own, keys)][1])
+    first = latents.samples([2, 2, 3], [1, 1, 0], 5, [0, 0, 1])
+    again = latents.samples([3, 2], [0, 1], 5, [1, 0])
+    assert torch.equal(first[[2, 0]], again)
+    assert len(read) == reads
+
+
+def test_no_more_latents_are_held_than_may_be(make_latents, monkeypatch):
+    monkeypatch.setattr("hn.data.cache.latents.HELD", 1)
+    latents = make_latents(sampling="once")
+    samples = [caches.sample(latents, picture, 0, 0, 0) for picture in (0, 1, 2, 1)]
+    assert torch.equal(samples[1], samples[3])
+    assert len(latents._held) == 1
 
 
 def test_random_latents_differ_by_step_and_slot_and_have_the_right_spread(make_latents):

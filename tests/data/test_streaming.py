@@ -65,7 +65,7 @@ def batches(base, data, *, batch_size=2, accumulation=1, seed=0, framing=None):
     """The batches of a run over the stream that the settings name."""
     layout = Layout(batch_size=batch_size, accumulation=accumulation)
     framing = framing or Framing(size=data.size, resize_mode=data.resize_mode)
-    samples = Samples(framing, data, seed, downscaling=base.downscaling)
+    samples = Samples(framing, data, seed, downscaling=base.downscaling, inpainting=base.inpainting)
     prompts = Prompts([], ["[filewords]"], "x", data, seed)
     decoder = Decoder(Stream.of(data, seed), samples, prompts, layout, seed)
     return StreamedBatches(decoder, base, data, seed, "")

@@ -15,6 +15,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+import hn
 from hn.diffusion.attention import attention_layers
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
@@ -25,9 +26,11 @@ from hn.diffusion.single_file.architecture import Architecture
 from hn.diffusion.single_file.names import UNET, UNetNames
 from hn.diffusion.single_file.source import Source
 from hn.diffusion.single_file.texts import in_open_clip
+from hn.diffusion.surgery.baking import layers_in
 from hn.diffusion.views import View
 from hn.errors import ModelError
-from tests import single_files
+from hn.network.sidecar import short_hash
+from tests import runs, single_files
 
 PIPELINES = {"xl": StableDiffusionXLPipeline, "refiner": StableDiffusionXLImg2ImgPipeline}
 TEXTS = ("text_encoder", "text_encoder_2")
@@ -218,6 +221,9 @@ def test_a_file_of_full_size_is_what_was_published(families, name):
     tensors = {UNET + names(name): it for name, it in unet.state_dict().items()}
     back = convert_ldm_unet_checkpoint(dict(tensors), dict(unet.config))
     assert back.keys() == unet.state_dict().keys()
+    places = layers_in(tensors)
+    folded = layers_in(unet.state_dict())
+    assert all(places[UNET + names(name)] == place for name, place in folded.items())
     for prefix, text in texts.values():
         tensors |= text_tensors(prefix, text)
     vae = load_file(single_files.as_file(families["1"]))
@@ -234,3 +240,17 @@ def test_a_file_of_full_size_is_what_was_published(families, name):
     assert {name: it.heads for name, it in attention_layers(ours).items()} == {
         name: it.heads for name, it in attention_layers(unet).items()
     }
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_run_with_a_stable_diffusion_xl_in_a_file(families, pictures, tmp_path):
+    path = single_files.as_file(families["xl"])
+    flags = runs.settings(
+        path, pictures, tmp_path, max_train_steps=2, resolution=64, validation_prompt="a star",
+        validation_inference_steps=2,
+    )  # fmt: skip
+    assert runs.train_here(flags) == 0
+    net = hn.load(tmp_path / "run/run.pt")
+    assert (net.dims, net.provenance.sd_checkpoint_name) == ((64, 192), "xl")
+    assert net.provenance.sd_checkpoint == short_hash(path)
+    assert (tmp_path / "run/previews/step-00000002.png").is_file()

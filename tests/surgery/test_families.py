@@ -90,6 +90,43 @@ def test_a_linear_one_as_a_lora_of_stable_diffusion_xl(families, tmp_path, kind)
             assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
 
 
+WORDS = ("a red star", "a blue heart", "a big cross", "a white circle", "an old square")
+FAST = ["--prompts", *WORDS, "--steps", 2, "--size", 64, 64]
+
+
+def test_what_is_not_linear_is_fitted_on_what_stable_diffusion_xl_reads(
+    families, pictures, run, tmp_path
+):
+    base = single_files.as_file(families["xl"])
+    dims = context_dims(unet_of(families["xl"]))
+    hn.save(nets.make(0, dims, activation_func="mish"), tmp_path / "net.pt")
+    result = run(
+        "export_lora", tmp_path / "net.pt", "-o", tmp_path / "lora.safetensors", "--base", base,
+        "--rank", 32, "--validation_data_dir", pictures, *FAST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "of the gain is kept" in result.stdout
+    of_text = next(it for it in result.stdout.splitlines() if it.startswith(f"width {max(dims)}"))
+    assert float(of_text.split("of keys ")[1].split("%")[0]) < 40
+    names = load_file(tmp_path / "lora.safetensors")
+    assert any(name.startswith("lora_unet_output_blocks_") for name in names)
+
+
+def test_one_for_the_refiner_is_distilled(families, run, tmp_path):
+    net = nets.make(0, (64, 128), activation_func="gelu")
+    hn.save(net, tmp_path / "gelu.pt")
+    output = tmp_path / "linear.pt"
+    result = run(
+        "distil", tmp_path / "gelu.pt", "-o", output, "--base", families["refiner"],
+        "--activation_func", "linear", *FAST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    errors = [it.split("%") for it in result.stdout.splitlines() if it.startswith("width")]
+    assert len(errors) == 4
+    assert all(float(it[0].split()[-1]) > float(it[1].split()[-1]) for it in errors)
+    assert hn.load(output).dims == (64, 128)
+
+
 def test_layers_are_called_as_programs_look_for_them():
     """The web UI and ComfyUI look for the original names of XL, for diffusers' of 1 and 2."""
     known = {

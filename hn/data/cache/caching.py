@@ -18,13 +18,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from torch import Tensor
 from tqdm import tqdm
 
-from hn.data.cache.encoding import Encoder, Job
+from hn.data.cache.encoding import Encoder
 from hn.data.cache.index import Contents, Index
 from hn.data.cache.shards import Shards, told
 from hn.data.cache.store import Store
 from hn.data.cache.tensor_files import write_table
+from hn.data.cache.variants import Job
 from hn.data.cache.workers import ALONE, Workers
 from hn.data.pictures.decoding import survey
 from hn.data.pictures.images import examples_of
@@ -228,12 +230,18 @@ def verify(dataset: Dataset, encoder: Encoder, index: Index, store: Store, count
     examples = examples_of(dataset.select(rows))
     worst, name, entries = 0.0, "", 0
     for row, example in tqdm(zip(rows, examples, strict=True), "verifying", len(rows), leave=False):
-        again = Job(example, encoder.variants_of(survey(example)))
+        found = survey(example)
+        again = Job(example, encoder.variants_of(found) + encoder.canvases_of(found))
         moments = {key: it for done in encoder.encode([again]) for key, it in done.moments.items()}
-        for key, kept in zip(index.keys(row), store.read(index.keys(row)), strict=True):
-            mean = kept[0].float()
-            difference = (mean - moments[key][0].float()).abs().max() / mean.std()
+        for key, kept in zip(index.entries(row), store.read(index.entries(row)), strict=True):
+            mean, expected = (_latents(it) for it in (kept, moments[key]))
+            difference = (mean - expected).abs().max() / mean.std()
             entries += 1
             if not difference <= worst:
                 worst, name = float(difference), example.name
     return Verified(len(rows), entries, worst, name)
+
+
+def _latents(entry: Tensor) -> Tensor:
+    """The mean of moments (2, C, h, w), or what a canvas (1 + C, h, w) has of a picture."""
+    return (entry[0] if entry.dim() == 4 else entry[1:]).float()

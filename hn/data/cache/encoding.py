@@ -1,4 +1,5 @@
-"""From a picture to what training reads of it: keys, moments of its variants, and loss weights.
+"""From a picture to what training reads of it: keys, moments of its variants, the canvases of these
+for an inpainting model, and loss weights.
 
 The key of an entry is the hash of all that it depends on, and of nothing else: the file's content,
 what is seen of it, the autoencoder. So one edited picture changes its own entries only, and another
@@ -7,7 +8,7 @@ what is seen of it, the autoencoder. So one edited picture changes its own entri
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from hn import rng
 from hn.config import DataConfig
 from hn.data.cache.store import key_of
 from hn.data.cache.tensor_files import DTYPES
+from hn.data.cache.variants import Encoded, Job, Pixels, Variant, canvas_key, canvas_of
 from hn.data.parallel import in_order, thread_count
 from hn.data.pictures.decoding import Example, Survey, open_picture, open_with_alpha
 from hn.data.pictures.framing import (
@@ -30,6 +32,7 @@ from hn.data.pictures.framing import (
     to_levels,
     to_tensor,
 )
+from hn.data.pictures.holes import Hole
 from hn.data.pictures.masks import check_mask, read_mask
 from hn.diffusion.base_model import BaseModel
 from hn.errors import DataError, NumericsError
@@ -50,41 +53,7 @@ SHAPING = (
     "use_mask_files",
     "latent_cache_dtype",
 )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One thing to encode of a picture, and the key of the result."""
-
-    key: bytes
-    frame: Frame
-    mirrored: bool
-
-
-@dataclass(frozen=True)
-class Job:
-    """Variants of a picture to encode."""
-
-    example: Example
-    variants: list[Variant]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What a step of `Encoder.encode` brought: moments (2, C, h, w) by key, or a fault."""
-
-    moments: dict[bytes, Tensor]
-    read: int = 0  # pictures
-    fault: str | None = None
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """What the autoencoder reads: (3, H, W) in -1..1."""
-
-    key: bytes
-    name: str
-    values: Tensor
+INPAINTING = ("inpainting_masks", "masks_per_image")  # and those of an inpainting model's
 
 
 class Encoder:
@@ -117,7 +86,8 @@ class Encoder:
     @property
     def settings(self) -> dict[str, Any]:
         """What shapes the latents, by the settings' names, as JSON values."""
-        return json.loads(json.dumps({name: getattr(self._config, name) for name in SHAPING}))
+        names = (*SHAPING, *INPAINTING) if self._base.inpainting else SHAPING
+        return json.loads(json.dumps({name: getattr(self._config, name) for name in names}))
 
     def size_for(self, found: Survey) -> tuple[int, int]:
         """Width and height of what is trained on of a picture."""
@@ -133,6 +103,22 @@ class Encoder:
             for frame in frames
         ]
 
+    def canvases_of(self, found: Survey) -> list[Variant]:
+        """What an inpainting model reads beside each of the variants: as many for all of these,
+        those of the first one first. Of other models none.
+        """
+        if not self._base.inpainting:
+            return []
+        own, kind = int.from_bytes(found.content[:8], "little"), self._config.inpainting_masks
+        holes = [Hole(own, number) for number in range(self._config.masks_per_image)]
+        if found.mask is not None and kind in ("files", "both"):
+            holes = [Hole(own)]
+        return [
+            replace(variant, key=canvas_key(variant.key, hole, found.mask), hole=hole)
+            for variant in self.variants_of(found)
+            for hole in holes
+        ]
+
     def encode(self, jobs: Iterable[Job]) -> Iterator[Encoded]:
         """Encode, picture after picture; what cannot be decoded is a fault.
 
@@ -140,7 +126,7 @@ class Encoder:
         no picture's latents depend on which others are there. Raises `NumericsError` naming a
         picture whose latents are not finite.
         """
-        waiting: dict[torch.Size, list[_Pixels]] = {}
+        waiting: dict[torch.Size, list[Pixels]] = {}
         for crops in in_order(self._crops, jobs, thread_count()):
             if isinstance(crops, DataError):
                 yield Encoded({}, 1, str(crops))
@@ -157,15 +143,15 @@ class Encoder:
 
     def weights_key(self, found: Survey) -> bytes | None:
         """The key of a picture's loss weights; None where all places count the same anyway."""
-        alpha = self._config.use_alpha_weights
-        if not alpha and found.mask is None and self._config.resize_mode != "pad":
+        alpha, mask = self._config.use_alpha_weights, self._mask(found)
+        if not alpha and mask is None and self._config.resize_mode != "pad":
             return None
         described = {
             "format": FORMAT,
             "frames": [_described(frame) for frame in self._frames(found)],
             "downscaling": self._base.downscaling,
         }
-        read = found.content if alpha else found.mask or b""
+        read = found.content if alpha else mask or b""
         return key_of("weights", self.weighing or "padding", json.dumps(described), read)
 
     def weights(self, example: Example, found: Survey) -> Tensor | str:
@@ -182,8 +168,8 @@ class Encoder:
             return mask_weights(torch.ones_like(shares), shares)
         levels = torch.stack([to_levels(counts, frame, self._cells(frame)) for frame in frames])
         if levels[shares > 0].any():
-            return (mask_weights if found.mask else loss_weights)(levels, shares)
-        lowest = "black in its mask" if found.mask else "transparent"
+            return (mask_weights if self._mask(found) else loss_weights)(levels, shares)
+        lowest = "black in its mask" if self._mask(found) else "transparent"
         return (
             f"all that the crop shows is {lowest}. Crop it yourself, set resize_mode to pad or "
             "stretch, or remove it"
@@ -193,11 +179,15 @@ class Encoder:
         """How much each place of a picture counts, as levels of any size. Raises `DataError`."""
         if self._config.use_alpha_weights:
             return open_with_alpha(example)[1]
-        mask = read_mask(example)
+        mask = read_mask(example) if self._config.use_mask_files else None
         if mask is None:
             return None
         check_mask(example, mask[1], found.size)
         return mask[1]
+
+    def _mask(self, found: Survey) -> bytes | None:
+        """SHA-256 of a picture's mask, if that weighs the loss."""
+        return found.mask if self._config.use_mask_files else None
 
     def _cells(self, frame: Frame) -> tuple[int, int]:
         """Height and width of a frame's latents."""
@@ -227,31 +217,37 @@ class Encoder:
         }
         return key_of("moments", json.dumps(described), found.content)
 
-    def _crops(self, job: Job) -> list[_Pixels] | DataError:
+    def _crops(self, job: Job) -> list[Pixels] | DataError:
         """The pixels of each variant; this much runs in threads."""
-        own_colours, name = self._config.use_alpha_weights, job.example.name
+        own_colours = self._config.use_alpha_weights
         try:
             picture = open_with_alpha(job.example)[0] if own_colours else open_picture(job.example)
+            shown = {it.frame: to_tensor(picture, it.frame) for it in job.variants}
+            return [self._pixels(job.example, it, shown[it.frame]) for it in job.variants]
         except DataError as error:
             return error
-        pixels = [(it, to_tensor(picture, it.frame)) for it in job.variants]
-        return [
-            _Pixels(it.key, name, values.flip(-1) if it.mirrored else values)
-            for it, values in pixels
-        ]
 
-    def _moments(self, queue: Sequence[_Pixels]) -> dict[bytes, Tensor]:
-        pixels = [it.values for it in queue]
+    def _pixels(self, example: Example, variant: Variant, values: Tensor) -> Pixels:
+        """What the autoencoder reads for a variant, from what its frame shows (3, H, W)."""
+        hole = None if variant.hole is None else variant.hole.mask(example, variant.frame)
+        if variant.mirrored:
+            values, hole = values.flip(-1), None if hole is None else hole.flip(-1)
+        return Pixels(variant.key, example.name, values, hole)
+
+    def _moments(self, queue: Sequence[Pixels]) -> dict[bytes, Tensor]:
+        pixels = [it.seen for it in queue]
         padding = pixels[-1:] * (self._config.vae_batch_size - len(pixels))
         moments = self._base.encode_images(torch.stack(pixels + padding))
         both = torch.stack([moments.mean, moments.std], dim=1).to(self._dtype)  # (B, 2, C, h, w)
+        done: dict[bytes, Tensor] = {}
         for it, entry in zip(queue, both, strict=False):
             if not entry.isfinite().all():
                 raise NumericsError(
                     f"{it.name}: the autoencoder's latents are not finite numbers in "
                     f"{self._config.latent_cache_dtype}"
                 )
-        return {it.key: entry.clone() for it, entry in zip(queue, both, strict=False)}
+            done[it.key] = entry.clone() if it.hole is None else canvas_of(it.hole, entry[0])
+        return done
 
 
 def _described(frame: Frame) -> list[Any]:

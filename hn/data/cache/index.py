@@ -44,8 +44,9 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),  # of the picture, upright
         ("height", pa.int32()),
         ("size", pa.list_(pa.int32(), 2)),  # width and height of what is trained on
-        ("keys", pa.list_(pa.binary(KEY_BYTES))),  # of the moments (2, C, h, w) of each variant
-        ("corners", pa.list_(pa.list_(pa.int32(), 2))),  # left and top of what each one shows
+        # of the moments (2, C, h, w) of each variant, then of their canvases (1 + C, h, w), if any
+        ("keys", pa.list_(pa.binary(KEY_BYTES))),
+        ("corners", pa.list_(pa.list_(pa.int32(), 2))),  # left and top of what each variant shows
         ("weights", pa.binary(KEY_BYTES)),  # of the loss weights (crops, 1, h, w); null: all ones
         ("repeats", pa.int32()),
         ("loss_weight", pa.float32()),
@@ -130,7 +131,18 @@ class Index:
 
     def keys(self, picture: int) -> list[bytes]:
         """The keys of a picture's variants: the crops, then their mirror images."""
+        return self.entries(picture)[: self.about.variants]
+
+    def entries(self, picture: int) -> list[bytes]:
+        """The keys of all that is encoded of a picture but its loss weights."""
         return self._keys[picture].as_py()
+
+    def canvases(self, picture: int, variant: int) -> list[bytes]:
+        """The keys of what an inpainting model reads beside a variant, one for each hole."""
+        keys, variants = self.entries(picture), self.about.variants
+        each = len(keys) // variants - 1
+        start = variants + variant * each
+        return keys[start : start + each]
 
     def view(self, picture: int, variant: int) -> View:
         """What a variant shows of its picture; of an index that `has_corners`."""

@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from torch import Tensor
 
-from hn.data.cache.encoding import Encoder, Job, Variant
+from hn.data.cache.encoding import Encoder
 from hn.data.cache.index import SCHEMA, Index
 from hn.data.cache.store import Store
+from hn.data.cache.variants import Job, Variant
 from hn.data.parallel import in_order, thread_count
 from hn.data.pictures.decoding import Example, Survey, survey
 from hn.data.pictures.images import examples_of
@@ -32,7 +33,7 @@ class Row:
     number: int
     name: str
     found: Survey
-    variants: list[Variant]
+    variants: list[Variant]  # then, of an inpainting model, their canvases
     weights: bytes | None  # key of its loss weights
 
 
@@ -85,7 +86,7 @@ class Shards:
             if isinstance(found, DataError):
                 self._faults.append(str(found))
             else:
-                variants = self._encoder.variants_of(found)
+                variants = self._encoder.variants_of(found) + self._encoder.canvases_of(found)
                 yield Row(number, name, found, variants, self._encoder.weights_key(found))
 
     def _encode(self, rows: list[Row]) -> set[int]:
@@ -108,7 +109,9 @@ class Shards:
             done |= encoded.moments
             self._faults += [] if encoded.fault is None else [encoded.fault]
             self._bar.update(encoded.read)
-        self._write("moments", {key: done[key] for key in keys if key in done})
+        for kind, is_canvas in (("moments", False), ("canvas", True)):
+            of_kind = [key for key in keys if (owners[key][1].hole is not None) == is_canvas]
+            self._write(kind, {key: done[key] for key in of_kind if key in done})
         return {row.number for row in rows if any(it.key in absent for it in row.variants)}
 
     def _weigh(self, rows: list[Row]) -> None:
@@ -148,7 +151,10 @@ class Shards:
             "height": [row.found.size[1] for row in rows],
             "size": sizes,
             "keys": [[it.key for it in row.variants] for row in rows],
-            "corners": [[it.frame.seen_corner(it.mirrored) for it in row.variants] for row in rows],
+            "corners": [
+                [it.frame.seen_corner(it.mirrored) for it in row.variants if it.hole is None]
+                for row in rows
+            ],
             "weights": [self._uneven(row.weights) for row in rows],
         }
         return pa.table(columns, SCHEMA)

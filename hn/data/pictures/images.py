@@ -95,7 +95,9 @@ def _choices(config: DataConfig) -> dict[str, Any]:
         "join_string": config.filename_join_string,
         "caption_column": config.caption_column,
         "caption_lines": config.caption_lines,
-        "mask_files": config.use_mask_files,
+        "mask_files": config.use_mask_files or config.inpainting_masks in ("files", "both"),
+        "weighing": config.use_mask_files,
+        "painting": config.inpainting_masks,
     }
 
 
@@ -150,15 +152,25 @@ def _read_pictures(
     setting: str,
     label: str = "",
     tally: Tally | None = None,
+    weighing: bool = False,
+    painting: str | None = None,
     **choices: Any,
 ) -> Dataset:
-    """As `read_folder`, not counted; a `label` stands before the names, as a folder does."""
+    """As `read_folder`, not counted; a `label` stands before the names, as a folder does. Masks
+    that are read are for `weighing` the loss, or say what of a picture is for `painting`.
+    """
     found = scan_folder(folder, missing_caption, setting=setting, **choices)
     about = "held_out" if setting == "validation_data_dir" else "train"
-    _tell(tally or Tally(), about, folder, found, choices.get("mask_files", False))
-    if found.faults:
+    without = [path.name for path in found.pictures if path.name not in found.masks.of]
+    tally = tally or Tally()
+    _tell(tally, about, folder, found)
+    _tell_masks(tally, about, folder, {"no_mask": weighing, "no_hole": painting == "both"}, without)
+    faults = list(found.faults)
+    if painting == "files":
+        faults += [f"{name} has no mask, which inpainting_masks files asks for" for name in without]
+    if faults:
         raise DataError(
-            listed(f"{setting} '{folder}' has captions or masks that cannot be used", found.faults)
+            listed(f"{setting} '{folder}' has captions or masks that cannot be used", faults)
         )
     sources = [{"path": str(path), "bytes": None} for path in found.pictures]
     masks = {name: str(path) for name, path in found.masks.of.items()}
@@ -169,22 +181,32 @@ def _read_pictures(
     return with_words(dataset_of([{"image": sources}], _PICTURES), rows)
 
 
-def _tell(tally: Tally, about: str, folder: Path, found: Folder, mask_files: bool) -> None:
+def _tell(tally: Tally, about: str, folder: Path, found: Folder) -> None:
     """Say which files are not used, and which pictures lack what others have."""
     lacking = [name for name, it in found.captions.items() if it.source in ("file name", "none")]
     masks = [path.name for path in found.masks.alone]
-    without = [path.name for path in found.pictures if path.name not in found.masks.of]
     columns = list(found.metadata.unused)
     kinds = {
         "unused": ("not used", found.unused),
         "unused_columns": ("columns not used", columns),
         "no_caption": ("without a caption", lacking),
         "masks_alone": ("masks without a picture", masks),
-        "no_mask": ("weighted evenly, since they have no mask", without if mask_files else []),
     }
     for kind, (words, names) in kinds.items():
         source = found.metadata.file if kind == "unused_columns" else folder
         tally.add(about, kind, words, names, source=source)
+
+
+def _tell_masks(
+    tally: Tally, about: str, folder: Path, kinds: dict[str, bool], names: list[str]
+) -> None:
+    """Say what becomes of pictures without a mask, if it is of these kinds."""
+    words = {
+        "no_mask": "weighted evenly, since they have no mask",
+        "no_hole": "painted where it is drawn, since they have no mask",
+    }
+    for kind in (kind for kind, so in kinds.items() if so):
+        tally.add(about, kind, words[kind], names, source=folder)
 
 
 def scan_folder(

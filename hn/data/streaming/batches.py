@@ -2,10 +2,11 @@
 
 import weakref
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hn import rng
 from hn.config import DataConfig
@@ -13,6 +14,7 @@ from hn.data.batches import Batch
 from hn.data.streaming.chunks import Decoder, Progress, Ready
 from hn.data.streaming.prefetch import ahead
 from hn.data.streaming.samples import Sample
+from hn.diffusion import inpainting
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
 from hn.errors import NumericsError
@@ -96,15 +98,24 @@ class StreamedBatches:
         self._names |= {it.content: it.name for it in ready.samples}
         texts = Condition.join(self._base.encode_prompts(ready.prompts))
         weights = [it.weights for it in ready.samples if it.weights is not None]
+        told = self._base.tell(texts, [it.view for it in ready.samples])
         return Batch(
             step=ready.step,
             slots=ready.slots,
             pictures=[it.content for it in ready.samples],
             prompts=ready.prompts,
             latents=latents,
-            condition=self._base.tell(texts, [it.view for it in ready.samples]).to("cpu"),
+            condition=replace(told.to("cpu"), canvas=self._canvas(ready.samples)),
             loss_weights=torch.stack(weights) if weights else None,
         )
+
+    def _canvas(self, samples: list[Sample]) -> Tensor | None:
+        """What an inpainting model reads beside them (B, 1 + C, h, w)."""
+        holes = [it.hole for it in samples if it.hole is not None]
+        if not holes:
+            return None
+        pixels = torch.stack([it.pixels for it in samples])
+        return inpainting.encode(self._base, pixels, torch.stack(holes))
 
     def _generator(self, sample: Sample, step: int, slot: int) -> torch.Generator:
         """What a picture's sample is drawn with: for once, of what the picture is."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hn import rng
 from hn.config import DataConfig
+from hn.data.pictures import holes
 from hn.data.pictures.decoding import Example, open_picture, open_with_alpha, read_content
 from hn.data.pictures.framing import (
     CENTRE,
@@ -33,18 +34,26 @@ class Sample:
     view: View
     pixels: Tensor  # (3, height, width) in -1..1
     weights: Tensor | None  # (1, h, w) at the latents' size
+    hole: Tensor | None = None  # (1, height, width): 1 where an inpainting model is to paint
 
 
 class Samples:
     """Decodes and frames pictures, by settings and (seed, step, slot)."""
 
     def __init__(
-        self, framing: Framing, config: DataConfig, seed: int, *, downscaling: int
+        self,
+        framing: Framing,
+        config: DataConfig,
+        seed: int,
+        *,
+        downscaling: int,
+        inpainting: bool = False,
     ) -> None:
         self.framing = framing
         self._config = config
         self._seed = seed
         self._downscaling = downscaling
+        self._inpainting = inpainting
 
     def draw(self, example: Example, size: tuple[int, int], step: int, slot: int) -> Sample:
         """A picture's sample for this step and slot. Raises `DataError` if it cannot be used."""
@@ -63,8 +72,9 @@ class Samples:
             pixels = pixels.flip(-1)
             weights = None if weights is None else weights.flip(-1)
         digest = hashlib.sha256(read_content(example)).digest()
+        content, hole = int.from_bytes(digest[:8]), self._hole(size, step, slot)
         view = View(picture.size, frame.seen_corner(mirrored), frame.size)
-        return Sample(example.name, int.from_bytes(digest[:8]), mirrored, view, pixels, weights)
+        return Sample(example.name, content, mirrored, view, pixels, weights, hole)
 
     def _weights(self, name: str, alpha: Image.Image | None, frame: Frame) -> Tensor | None:
         """Loss weights (1, h, w) of what is seen, of this sample alone; None: all ones."""
@@ -76,6 +86,12 @@ class Samples:
         if not levels[shares > 0].any():
             raise DataError(f"{name}: all that the crop shows is transparent")
         return loss_weights(levels[None], shares[None])[0]
+
+    def _hole(self, size: tuple[int, int], step: int, slot: int) -> Tensor | None:
+        """A new one for every sample."""
+        if not self._inpainting:
+            return None
+        return holes.drawn(size, rng.python_random(self._seed, "mask", step, slot))
 
     def _place(self, step: int, slot: int) -> tuple[float, float]:
         if not self._config.random_crop:

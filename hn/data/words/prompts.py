@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from random import Random
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from hn.errors import DataError, listed
 
 EXAMPLES = 2000  # pictures whose prompts are looked at
 MANY = 10**9
+HELD = 2048  # pictures whose prompts are kept where they are always the same
 SHOWN = 40  # characters of a caption
 _WORDING = ("caption_prefix", "caption_suffix", "regularization")
 
@@ -58,6 +60,7 @@ class Prompts:
         self._name = name
         self._config = config
         self._seed = seed
+        self._held = lru_cache(HELD)(self.plain)
         self._tags = Tags(
             separator=config.tag_separator,
             keep=config.keep_tags,
@@ -76,6 +79,8 @@ class Prompts:
 
     def draw(self, picture: int, step: int, slot: int) -> str:
         """The prompt: perhaps empty (`caption_dropout`), else a filled line of the template."""
+        if self._is_certain and len(plain := self._held(picture)) == 1:
+            return plain[0]
         captions, wording = self._captions[picture], self._wording(picture)
         if not self._config.prompt_variants:
             return self.draw_of(captions, step, slot, wording)
@@ -92,6 +97,13 @@ class Prompts:
         if random.random() < self._config.caption_dropout:
             return ""
         return self._drawn(captions, wording, random)
+
+    @cached_property
+    def _is_certain(self) -> bool:
+        """Whether nothing is left to chance but which caption of a picture is taken."""
+        config = self._config
+        by_chance = config.caption_dropout or config.tag_dropout or config.shuffle_tags
+        return len(self._template) == 1 and not (by_chance or config.wildcards)
 
     def _variant(self, picture: int, variant: int) -> str:
         """One of the prompts of a picture that `prompt_variants` allows."""

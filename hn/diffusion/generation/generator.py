@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 import hn
 from hn import demo
+from hn.diffusion import inpainting
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
 from hn.diffusion.generation import infotext
@@ -59,7 +61,10 @@ class Generator:
                 "strengths are of hypernetworks: give --hypernetwork, or tags in the prompts"
             )
         self._check_output()
+        if settings.image is not None and settings.mask is not None:
+            inpainting.check_files(settings.image, settings.mask)
         self._base = self._load_base()
+        self._canvas = self._load_canvas()
         self._scheduler = make_scheduler(settings.sampler, self._base.scheduler)
         self._pipe = bare_pipeline(self._base, self._scheduler)
         for name, file in self._files.items():
@@ -158,15 +163,27 @@ class Generator:
             self._base,
             conditions[1:],
             conditions[:1],
-            size=settings.size or self._own_size(),
+            size=self._size(),
             steps=settings.steps,
             guidance_scale=settings.guidance_scale,
             seed=seed,
             scheduler=self._scheduler,
+            canvas=self._canvas,
         )
         return painter.draw()[0]
 
-    def _own_size(self) -> tuple[int, int]:
+    def _load_canvas(self) -> Tensor | None:
+        """What an inpainting model paints into; None: nothing, or for it a blank one."""
+        image, mask = self._settings.image, self._settings.mask
+        inpainting.check_base({"image": image}, inpainting=self._base.inpainting)
+        if image is None or mask is None:
+            return inpainting.blank(self._base, self._size()) if self._base.inpainting else None
+        return inpainting.of_files(self._base, image, mask, self._size())
+
+    def _size(self) -> tuple[int, int]:
+        """What is asked for, or the model's own."""
+        if self._settings.size is not None:
+            return self._settings.size
         side = int(self._base.unet.config["sample_size"]) * self._base.downscaling
         return side, side
 

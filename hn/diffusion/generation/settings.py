@@ -36,6 +36,8 @@ class GenerationSettings:
     prediction_type: Literal["epsilon", "v_prediction"] | None
     zero_terminal_snr: bool
     dtype: Precision
+    image: Path | None
+    mask: Path | None
     overwrite: bool
 
     def __post_init__(self) -> None:
@@ -69,6 +71,8 @@ class GenerationSettings:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 faults.append(f"{name} must not repeat one; found {shown(values)}")
+        if (self.image is None) != (self.mask is None):
+            faults.append("image and mask go together: give both or none")
         if self.pictures > MOST_PICTURES:
             faults.append(f"{self.pictures} pictures are more than {MOST_PICTURES}: ask for fewer")
         return faults
@@ -91,6 +95,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=20)
     add("--guidance_scale", type=float, default=7.0)
     add("--negative_prompt", default="")
+    add("--image", type=Path, metavar="FILE", help="of an inpainting base: paint into this picture")
+    add("--mask", type=Path, metavar="FILE", help="where it is white")
     add("--sampler", choices=SAMPLERS, default=DEFAULT)
     add("--prompt_syntax", choices=("plain", "webui"), default="plain")
     add("--clip_skip", type=int, default=1)

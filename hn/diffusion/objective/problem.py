@@ -34,7 +34,9 @@ class Noised:
     loss_weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Noised":
-        """The same on another device."""
+        """The same on a device."""
+        if self.noisy.device == device:
+            return self
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {
             name: send(tensor, device) for name, tensor in tensors.items() if tensor is not None

@@ -45,7 +45,7 @@ class ProbeOptions:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add them all."""
     add = parser.add_argument
-    add("--base", default="demo", help="folder or hub id of the base model (the embedded demo)")
+    add("--base", default="demo", help="folder, hub id or single file of the base model (the demo)")
     kinds = ("epsilon", "v_prediction")
     add("--prediction_type", choices=kinds, help="what the base predicts, if it does not say so")
     add("--zero_terminal_snr", action="store_true", help="the base was trained down to pure noise")

@@ -1,7 +1,7 @@
 """Prompts drawn, and more of them looked at, for the sake of what attention reads meanwhile."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Generic
 
@@ -17,6 +17,7 @@ from hn.diffusion.attention import attach
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
 from hn.diffusion.denoiser import predict
+from hn.diffusion.inpainting import blanks
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.surgery.noted import Kept
 from hn.diffusion.surgery.options import FEWEST, ProbeOptions
@@ -77,6 +78,7 @@ class Sitting:
     def _look(self, latents: Tensor, texts: Condition, seed: int) -> None:
         """One forward of each text, with any of the latents (P, C, h, w)."""
         base, generator = self.base, torch.Generator().manual_seed(seed)
+        texts = replace(texts, canvas=blanks(base, latents[:1].expand(len(texts), -1, -1, -1)))
         height, width = (side * base.downscaling for side in latents.shape[-2:])
         size = width, height
         for start in tqdm(range(0, len(texts), AT_ONCE), "looking", leave=False):

@@ -21,6 +21,7 @@ from hn.training.watching.health import RECENT
 from hn.training.watching.readings import Reading
 
 MAX_SKIPPED = 25  # float16's scaler skips a step now and then; this many in a row are divergence
+TINY = 1e-6  # lets a gradient of zeros be clipped
 IN_A_ROW = 3  # steps without a finite loss and gradient: it is not the pictures
 
 
@@ -82,15 +83,14 @@ class Guard:
     def clip(self, step: int) -> Tensor:
         """Clip this step's gradients in place; returns their norm before, on their device."""
         self._accelerator.unscale_gradients()
-        bound = self._bound.rate(step)
-        self._norm = norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self._parameters if p.grad is not None]
-        )
-        if self._mode == "norm":
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, bound, norm)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        bound, self._norm = self._bound.rate(step), _norm_of(gradients)
+        if self._mode == "norm" and gradients:
+            # As torch's `clip_grad_norm_`, which asks each tensor what it is and where, twice.
+            torch._foreach_mul_(gradients, (bound / (self._norm + TINY)).clamp(max=1))
         elif self._mode == "value":
             torch.nn.utils.clip_grad_value_(self._parameters, bound)
-        return norm
+        return self._norm
 
     def takes(self, state: TrainingState) -> bool:
         """Whether the optimizer may take this step; all processes say the same."""
@@ -139,13 +139,12 @@ class Guard:
 
     def _reading(self, step: int) -> Reading:
         """The losses (W,) of all processes and the norm of their gradient, on the way here."""
-        world, rank = self._accelerator.num_processes, self._accelerator.process_index
-        losses = torch.zeros(world, device=self._norm.device)
-        losses[rank] = torch.stack(self._losses).mean()
-        if world > 1:
-            exchanged: Any = self._accelerator.reduce(losses, "sum")
-            losses = exchanged
-        reading = Reading(step, torch.cat([losses, self._norm[None]]), self._batches)
+        own = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
+        numbers = torch.stack([own, self._norm])
+        if self._accelerator.num_processes > 1:
+            losses: Any = self._accelerator.gather(own[None])
+            numbers = torch.cat([losses, self._norm[None]])
+        reading = Reading(step, numbers, self._batches)
         self._losses, self._batches = [], []
         return reading
 
@@ -207,3 +206,10 @@ class Guard:
         torch._foreach_mul_(matrices, list(factors))
         capped = (factors < 1).sum()
         self._capped = capped if self._capped is None else self._capped + capped
+
+
+def _norm_of(gradients: list[Tensor]) -> Tensor:
+    """The norm () of all of them as one vector, on their device."""
+    if not gradients:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -49,6 +49,8 @@ class Health:
         if len(before) < LEAST:
             return None
         middle = median(before)
+        if newest <= middle:
+            return None
         spread = median(abs(loss - middle) for loss in before)
         bound = middle + factor * max(spread, abs(middle) / 10)
         return (newest, bound) if newest > bound else None
