@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.outline import Outline
 from hn.errors import ModelError
 from tests import runs, tiny
 from tests.hub_server import STRANGER
@@ -52,6 +53,16 @@ def test_a_model_is_loaded_by_its_id(hub, model, monkeypatch):
     assert not hub.asked("GET", "/resolve/")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert BaseModel.load("me/tiny").dims == tiny.DIMS  # as it was fetched before
+
+
+@pytest.mark.parametrize(("which", "numbers"), [("xl", 6), ("refiner", 5)])
+def test_stable_diffusion_xl_says_which_parts_it_has(hub, monkeypatch, request, which, numbers):
+    push_model(request.getfixturevalue(which))
+    assert BaseModel.load("me/tiny").numbers_told == numbers
+    outline = Outline.read("me/tiny")
+    assert len(outline.texts) == numbers - 4
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert BaseModel.load("me/tiny").numbers_told == numbers
 
 
 def test_a_revision_is_another_model(hub, model, tmp_path):

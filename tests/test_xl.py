@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,12 +11,16 @@ from PIL import Image
 
 import hn
 from hn.config import DataConfig
+from hn.data.batches import Batches, Layout
 from hn.data.cache.contexts import Contexts
+from hn.data.cache.index import Index
+from hn.data.cache.latents import Latents
 from hn.data.cache.store import Store
 from hn.data.pictures.decoding import Example
 from hn.data.pictures.framing import Framing, to_tensor
 from hn.data.pictures.images import read_folder
 from hn.data.streaming.samples import Samples
+from hn.data.words.prompts import Prompts
 from hn.diffusion.attention import attach
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
@@ -24,7 +29,7 @@ from hn.diffusion.generation.samplers import make_scheduler
 from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.views import View, time_ids
-from hn.errors import ModelError, OptionError
+from hn.errors import DataError, ModelError, OptionError
 from hn.network.module import Hypernetwork
 from tests import caches, runs, tiny
 
@@ -109,6 +114,7 @@ def test_emphasis_weighs_each_context_and_the_first_chunk_is_pooled(xl, base):
         ("unet", {"projection_class_embeddings_input_dim": 60 + 1}, "input_dim 61, but .* make 68"),
         ("unet", {"cross_attention_dim": 32}, "cross_attention_dim 32, .* make 40 .*24 [+] 16"),
         ("unet", {"addition_embed_type": "image"}, "addition_embed_type 'image'"),
+        ("unet", {"addition_time_embed_dim": None}, "lack a number"),
         ("scheduler", {"sigma_data": 0.5}, "continuous noise"),
         ("vae", {"latents_mean": [0.0] * 4}, "shifts its latents"),
     ],
@@ -268,6 +274,33 @@ def test_pooled_texts_are_cached_beside_their_contexts(base, tmp_path):
     torch.testing.assert_close(found.context, expected.context)
     torch.testing.assert_close(found.pooled, expected.pooled)
     assert found.time_ids.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+    assert 2 * base.text_encoder.context_nbytes == found.context.nbytes + found.pooled.nbytes
+
+
+def test_a_cache_from_before_serves_others_and_says_what_it_lacks(base, model, tmp_path):
+    """Its keys are the same, so making it anew encodes nothing."""
+    dataset = saved(tmp_path / "pictures", SIZES[:2])
+    config = DataConfig(resolution=(16,))
+    latents = caches.encode(tmp_path / "cache", dataset, base, config)
+    path = tmp_path / "cache/pictures/train.arrow"
+    table, about = latents.index.table, asdict(latents.index.about)
+    Index.write(path, [table.drop_columns("corners")], about)
+    earlier = Index.open(path)
+    store = Store(tmp_path / "cache/tensors")
+    earlier.check(store, base.vae_fingerprint)
+    with pytest.raises(DataError, match=r"does not say what .* Make it anew"):
+        earlier.check(store, base.vae_fingerprint, corners=True)
+    one = BaseModel.load(str(model))
+    prompts = Prompts([["a star"]] * 2, ["[filewords]"], "cat", config, 0)
+    layout = Layout(batch_size=2, accumulation=1)
+    batches = Batches(
+        Latents(earlier, store, "deterministic", 0), prompts, Contexts(one), layout, 0
+    )
+    (batch,) = batches.at(0)
+    assert batch.condition.time_ids is None and batch.condition.pooled is None
+    assert len(store) == 2
+    again = caches.encode(tmp_path / "cache", dataset, base, config)
+    assert again.index.has_corners and len(Store(tmp_path / "cache/tensors")) == 2
 
 
 @pytest.mark.parametrize("negative", ["", "a heart"])
@@ -389,6 +422,8 @@ def test_a_run_resumes_to_the_bit(xl, pictures, trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.slow
 def test_two_processes_are_one_with_accumulation(zygote, xl, pictures, trained, tmp_path):
     flags = runs.settings(xl, pictures, tmp_path, **{**RANDOM, "gradient_accumulation_steps": 1})
     ended = zygote.run(flags, tmp_path / "logs", world=2)
@@ -419,9 +454,10 @@ def test_it_learns_in_every_way(xl, pictures, tmp_path, changes, capsys):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_the_refiner_trains_on_what_it_is_told(refiner, pictures, tmp_path):
+def test_the_refiner_trains_on_what_it_is_told(refiner, pictures, tmp_path, capsys):
     steps = {"max_train_steps": 2, "validation_prompt": ["a star"], "validation_split": 2}
     steps |= {"validation_inference_steps": 1}
     assert runs.train_here(runs.settings(refiner, pictures, tmp_path, **steps)) == 0
     dims = (tiny.XL_TEXT_DIMS[1], *tiny.XL_DIMS[::2])
     assert hn.load(tmp_path / "run/run.pt").dims == dims
+    assert "timestep_range 0 200" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.sharding import count_held
+from hn.diffusion.views import SCORED
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
 from hn.training.telling.status import Status
@@ -143,6 +144,11 @@ def build_canvas(config: Config, base: BaseModel) -> Tensor | None:
 
 def build_objective(config: Config, accelerator: Accelerator, base: BaseModel) -> Objective:
     """What is learnt; refused if it names timesteps that the base model lacks."""
+    if base.numbers_told == SCORED and not config.objective.timestep_range:
+        accelerator.print(
+            "a refiner knows the first 200 timesteps alone (arXiv 2307.01952, 2.5): timestep_range "
+            "0 200 learns there; previews, which are drawn from pure noise, show little of it"
+        )
     return Objective(
         config.objective,
         base.alphas_cumprod,

@@ -9,8 +9,8 @@ class ModelConfig:
     """The base model."""
 
     pretrained_model_name_or_path: str = ""
-    """A Stable Diffusion 1 or 2: a diffusers folder or hub id, or a single .safetensors or .ckpt
-    file; "demo" is the embedded one.
+    """A Stable Diffusion 1, 2 or XL: a diffusers folder or hub id, or a single .safetensors or
+    .ckpt file; "demo" is the embedded one.
     """
     pretrained_vae_model_name_or_path: str | None = None
     """Another autoencoder than the model's: folder, hub id or single file."""
@@ -34,7 +34,7 @@ class ModelConfig:
     """
     clip_skip: int = 1
     """The text encoder's layer that is read, from the end: 1 is the last; models for anime often
-    want 2."""
+    want 2. Stable Diffusion XL was trained with 2, which 1 means there, too."""
     enable_xformers_memory_efficient_attention: bool = False
     """Use xformers' attention instead of torch's."""
     shard_base_model: bool = False
@@ -243,7 +243,8 @@ class ValidationConfig:
     validation_strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Columns of the preview grid."""
     validation_negative_prompt: str = ""
-    """What the guidance leads away from."""
+    """What the guidance leads away from; of most Stable Diffusion XL, zeros if it is empty, as in
+    diffusers and the web UI. Empty captions are encoded, as their own training scripts do."""
     validation_inference_steps: int = 25
     """Denoising steps of a preview."""
     validation_guidance_scale: float = 7.0

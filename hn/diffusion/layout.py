@@ -84,8 +84,9 @@ def check_layout(name: str, *, revision: str | None = None, variant: str | None 
             f"unet/config.json of {name} describes a {kind}; only UNet2DConditionModel has "
             "attention of this kind"
         )
-    texts = [f"{part}/config.json" for part in layout.texts]
-    views.numbers_of(config, [read_config(name, text, revision) for text in texts], name)
+    if layout.texts != ("text_encoder",):
+        texts = [read_config(name, f"{part}/config.json", revision) for part in layout.texts]
+        views.numbers_of(config, texts, name)
 
 
 def layout_of(name: str, revision: str | None, unet: dict[str, Any] | None = None) -> Layout:

@@ -61,15 +61,21 @@ def numbers_of(unet: Mapping[str, Any], texts: Sequence[Mapping[str, Any]], name
             f"the UNet of {name} has addition_embed_type '{kind}'; supported are text_time, that "
             "of Stable Diffusion XL, and none"
         )
-    widths = [int(text["hidden_size"]) for text in texts]
-    if unet["cross_attention_dim"] != sum(widths):
+    try:
+        widths = [int(text["hidden_size"]) for text in texts]
+        pooled, each = int(texts[-1]["projection_dim"]), int(unet["addition_time_embed_dim"])
+        wanted = int(unet["projection_class_embeddings_input_dim"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the UNet of {name} reads contexts of cross_attention_dim "
-            f"{unet['cross_attention_dim']}, but its text encoders make {sum(widths)} (hidden_size "
-            f"{' + '.join(map(str, widths))}): they are of another model"
+            f"the configurations of the UNet and the text encoders of {name} lack a number that "
+            f"Stable Diffusion XL has: {error}"
+        ) from error
+    if (width := unet.get("cross_attention_dim")) != sum(widths):
+        raise ModelError(
+            f"the UNet of {name} reads contexts of cross_attention_dim {width}, but its text "
+            f"encoders make {sum(widths)} (hidden_size {' + '.join(map(str, widths))}): they are "
+            "of another model"
         )
-    pooled, each = int(texts[-1]["projection_dim"]), int(unet["addition_time_embed_dim"])
-    wanted = int(unet["projection_class_embeddings_input_dim"])
     for numbers in (SIZES, SCORED):
         if pooled + numbers * each == wanted:
             return numbers
