@@ -4,7 +4,6 @@ import json
 import shutil
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
@@ -33,9 +32,7 @@ from hn.diffusion.views import View, time_ids
 from hn.errors import DataError, ModelError, OptionError
 from hn.network.module import Hypernetwork
 from tests import caches, runs, tiny
-from tests.tools import conftest
 
-tool = conftest.run
 PROMPTS = ["a red star", "", "large " * 40]
 
 
@@ -64,10 +61,6 @@ def net_of(base, **settings):
     for tensor in net.parameters():
         tensor.data += 0.05 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2))
     return net
-
-
-def as_pixels(picture):
-    return np.asarray(picture, dtype=int)
 
 
 @pytest.mark.parametrize("which", ["xl", "refiner"])
@@ -430,28 +423,6 @@ def test_a_run_resumes_to_the_bit(xl, pictures, trained, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_run_is_evaluated(tool, trained, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "run")
-    done = tool("evaluate", folder, "--samples", 4, "--strengths", 1, "--prompts", "a star")
-    assert done.returncode == 0, done.stderr
-    report = json.loads((folder / "evaluation/report.json").read_text())
-    assert len(report["checkpoints"]) == 2
-
-
-def test_what_is_generated_is_the_picture_of_diffusers_pipeline(tool, xl, trained, tmp_path):
-    flags = ["--base", xl, "--hypernetwork_dir", trained, "-o", tmp_path / "drawn", "--steps", 2]
-    flags += ["--seeds", 5, "--sampler", "Euler", "--guidance_scale", 4]
-    done = tool("generate", "a red star <hypernet:run:0.5>", *flags)
-    assert done.returncode == 0, done.stderr
-    own = pipeline(xl)
-    hn.load_hypernetwork(own, trained / "run.pt", strength=0.5)
-    generator = torch.Generator().manual_seed(5)
-    how = {"width": 16, "height": 16, "num_inference_steps": 2, "guidance_scale": 4.0}
-    (expected,) = own("a red star", generator=generator, **how).images
-    (drawn,) = (tmp_path / "drawn").glob("0001-*.png")
-    assert abs(as_pixels(Image.open(drawn)) - as_pixels(expected)).max() <= 1
-
-
 @pytest.mark.slow
 def test_two_processes_are_one_with_accumulation(zygote, xl, pictures, trained, tmp_path):
     flags = runs.settings(xl, pictures, tmp_path, **{**RANDOM, "gradient_accumulation_steps": 1})

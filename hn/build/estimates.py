@@ -10,14 +10,13 @@ Known from settings and the model's configuration alone: no weight is read.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from hn.build.structure import structure_of
-from hn.config import Config, OptimizerConfig
+from hn.config import Config
 from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import stored_nbytes

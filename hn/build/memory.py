@@ -27,6 +27,13 @@ from hn.network.module import Hypernetwork
 from hn.training import optimizers
 
 SPARE = 0.95  # of the GPU's free memory: allocators round, and leave gaps
+_PREVIEWS = "give quantize_base fp8, a lower resolution, or no validation_prompt"
+SMALLER = {
+    "encoding pictures": "give quantize_base fp8, a lower resolution, or vae_batch_size 1",
+    "drawing previews": _PREVIEWS,
+    "decoding previews": _PREVIEWS,
+}
+"""What makes a stage take less."""
 
 
 def build_plan(
@@ -75,7 +82,7 @@ def build_plan(
         accelerator.print(advice)
     accelerator.print(_told(found, room, step, rung))
     for name, stage in other_stages(config, outline, step, device=device).items():
-        more = ", which is more than there is" if stage.total > room else ""
+        more = f", which is more than there is: {SMALLER[name]}" if stage.total > room else ""
         accelerator.print(f"  {name} takes {stage.total / GIB:.2f} GiB{more}")
     return rung.plan
 

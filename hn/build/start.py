@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from hn import __version__
 from hn.build.models import check_inpainting
-from hn.build.structure import check_file, expected, layers_of, structure_of
+from hn.build.structure import ANY_DIM, check_file, expected, layers_of, structure_of
 from hn.config import Config, ModelConfig, NetworkConfig
 from hn.data.tally import Tally
 from hn.diffusion.base_model import BaseModel
@@ -70,9 +70,12 @@ def tell_hosts(
 
     Before pictures and base model, so that nobody trains for hours what their host cannot run.
     """
-    described = layers_of(config.network)
-    if config.network.train_blocks or config.network.per_block:
-        described = expected(config.network, outline)
+    network, known = config.network, () if outline is None else outline.dims
+    # The text's width decides which hosts know the base model; all of them are large to make.
+    text = tuple(dim for dim in known if dim == portability.SDXL_WIDTH)
+    described = layers_of(network, text or (ANY_DIM,))
+    if network.train_blocks or network.per_block:
+        described = expected(network, outline)
     trial = start.hypernetwork or new_hypernetwork(described, config.training.seed)
     verdicts = portability.in_words(portability.judge(artifacts.shared(trial)))
     accelerator.print(f"where {config.network.name}.pt will run:\n{portability.as_lines(verdicts)}")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,21 @@ from hn.demo import NAME as DEMO
 from hn.hub import measurements
 from hn.hub.checkpoints import checkpoint_path
 from hn.hub.public import is_remote, public, public_settings, shown_as_is, table
-from hn.network import files, portability, sharing
+from hn.network import families, files, portability, sharing
+from hn.network.contents import Contents
 from hn.network.remote import NAMED
 
 PREVIEW = "preview.png"
 MARK = "hypernetwork"  # the tag by which a card is known as one of these
+XL, REFINER = "Stable Diffusion XL", "the refiner of Stable Diffusion XL"
+_CALL = 'pipeline("a prompt")'
+_PIPELINES = {
+    "Stable Diffusion 1": ("StableDiffusionPipeline", _CALL),
+    "Stable Diffusion 2": ("StableDiffusionPipeline", _CALL),
+    XL: ("StableDiffusionXLPipeline", _CALL),
+    REFINER: ("StableDiffusionXLImg2ImgPipeline", 'pipeline("a prompt", image=picture)'),
+}
+"""Diffusers' class for a family of base models, and how it is asked for a picture."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,16 @@ class Subject:
     file: Path
     steps: Sequence[int]
     preview: bool
+
+    @cached_property
+    def contents(self) -> Contents:
+        """What the file holds."""
+        return files.read(self.file)
+
+    @property
+    def families(self) -> list[str]:
+        """The base models that have its widths; none of those known, if it is for another."""
+        return [family.name for family in families.candidates(self.contents.config.dims)]
 
     @property
     def base_model(self) -> str:
@@ -68,12 +89,13 @@ def write_run_card(subject: Subject) -> str:
 
 def _front_matter(subject: Subject) -> str:
     model = subject.config.model.pretrained_model_name_or_path
-    remote = is_remote(model)
+    remote, possible = is_remote(model), set(subject.families)
+    xl = ["stable-diffusion-xl"] if possible and possible <= {XL, REFINER} else []
     data = ModelCardData(
         license=subject.config.hub.hub_license or "unknown",
         base_model=model if remote else None,
         pipeline_tag="text-to-image",
-        tags=[MARK, "stable-diffusion", "hn"],
+        tags=[MARK, "stable-diffusion", *xl, "hn"],
     )
     data[NAMED] = subject.artifact
     if remote:
@@ -82,10 +104,11 @@ def _front_matter(subject: Subject) -> str:
 
 
 def _opening(subject: Subject) -> str:
-    contents = files.read(subject.file)
+    contents = subject.contents
     config, provenance = contents.config, contents.provenance
     rows = [
         ("base model", subject.base_model),
+        ("family", families.made_for(config.dims)),
         ("steps", provenance.step),
         ("context widths", " ".join(map(str, config.dims))),
         ("layers", " ".join(f"{multiplier:g}" for multiplier in config.layer_structure)),
@@ -104,13 +127,8 @@ def _opening(subject: Subject) -> str:
 def _use(subject: Subject, report: dict[str, Any]) -> str:
     name = public(Path(subject.artifact).stem)
     strength = measurements.recommended_strength(report)
-    code = (
-        f"import hn\n\nnet = hn.load({json.dumps(subject.repo_id)})\n"
-        f"with hn.attach(pipeline.unet, [(net, {strength})]):  # a diffusers pipeline\n"
-        f'    picture = pipeline("a prompt").images[0]'
-    )
-    python = f"Python, with diffusers:\n\n```python\n{code}\n```"
-    if sharing.obstacle(files.read(subject.file)) is not None:  # there is no .pt
+    python = f"Python, with diffusers:\n\n```python\n{_code(subject, strength)}\n```"
+    if sharing.obstacle(subject.contents) is not None:  # there is no .pt
         return python
     return (
         f"AUTOMATIC1111's web UI: put `{name}.pt` into `models/hypernetworks` and write "
@@ -120,8 +138,22 @@ def _use(subject: Subject, report: dict[str, Any]) -> str:
     )
 
 
+def _code(subject: Subject, strength: str) -> str:
+    """What draws with it; of several families that it may be of, or none, diffusers finds out."""
+    ways = {_PIPELINES[family] for family in subject.families}
+    kind, call = ways.pop() if len(ways) == 1 else ("DiffusionPipeline", _CALL)
+    is_demo = subject.config.model.pretrained_model_name_or_path == DEMO
+    base = "hn.demo.MODEL" if is_demo else json.dumps(public(subject.base_model))
+    return (
+        f"import {'hn.demo' if is_demo else 'hn'}\nfrom diffusers import {kind}\n\n"
+        f"pipeline = {kind}.from_pretrained({base})\n"
+        f"net = hn.load({json.dumps(subject.repo_id)})\n"
+        f"with hn.attach(pipeline.unet, [(net, {strength})]):\n    picture = {call}.images[0]"
+    )
+
+
 def _hosts(subject: Subject) -> str:
-    verdicts = portability.in_words(portability.judge(files.read(subject.file)))
+    verdicts = portability.in_words(portability.judge(subject.contents))
     return table(("host", ""), [(it["host"], it["outcome"]) for it in verdicts])
 
 

@@ -113,25 +113,3 @@ def test_a_lora_of_its_size_learns_from_what_it_learnt_from(trained):
     (own,), (alike, usual) = compared.artifacts(), compared.loras()
     assert min(own.gain, alike.gain, usual.gain) > 0
     assert usual.size == pytest.approx(own.size, rel=0.5)
-
-
-@pytest.mark.parametrize(
-    ("tool", "flags"),
-    [
-        ("distil", ["--layer_structure", "1, 1, 1", "--fit_steps", 30]),
-        ("export_lora", ["--rank", 4]),
-    ],
-    ids=["distil", "lora"],
-)
-def test_a_substitute_is_found_from_what_it_reads(run, xl, trained, tmp_path, tool, flags):
-    """Of a curved one, by contexts of drawn pictures."""
-    output = tmp_path / ("other.pt" if tool == "distil" else "other.safetensors")
-    how = ["--base", xl, "--steps", 1, "--prompts", *("a star", "a heart", "a cross", "a circle")]
-    finished = run(tool, trained / "run.pt", "-o", output, *flags, *how)
-    assert finished.returncode == 0, finished.stderr
-    if tool == "distil":
-        assert hn.load(output).dims == tiny.XL_DIMS
-        return
-    pipe: Any = StableDiffusionXLPipeline.from_pretrained(xl)
-    pipe.load_lora_weights(output)
-    assert set(pipe.get_list_adapters()) == {"unet"}
