@@ -31,6 +31,7 @@ from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.views import View, time_ids
 from hn.errors import DataError, ModelError, OptionError
+from hn.hub.selection import select
 from hn.network.module import Hypernetwork
 from tests import caches, runs, tiny
 from tests.tools import conftest
@@ -450,6 +451,14 @@ def test_what_is_generated_is_the_picture_of_diffusers_pipeline(tool, xl, traine
     (expected,) = own("a red star", generator=generator, **how).images
     (drawn,) = (tmp_path / "drawn").glob("0001-*.png")
     assert abs(as_pixels(Image.open(drawn)) - as_pixels(expected)).max() <= 1
+
+
+def test_a_cache_is_published_with_what_prompts_say(trained, tmp_path):
+    cache = trained / "cache"
+    files = {path.relative_to(cache).as_posix(): path for path in cache.glob("*/*.arrow")}
+    selection = select(files, tmp_path)
+    assert selection.left_out == 0 and selection.files.keys() == files.keys()
+    assert len([name for name in files if name.startswith("tensors/pooled-")]) >= 1
 
 
 @pytest.mark.slow
