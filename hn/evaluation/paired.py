@@ -129,8 +129,9 @@ def draw(pictures: Pictures, rows: list[int], draws: int, base: BaseModel, seed:
     noise = objective.sample_noise(tuple(latents.shape[1:]), generators)
     parts = [row % draws for row in rows]
     timesteps = timesteps_of(parts, draws, len(base.alphas_cumprod), generators)
-    noisy = objective.add_noise(latents, noise, timesteps, base.alphas_cumprod)
-    target = objective.target(latents, noise, timesteps, base.alphas_cumprod, base.prediction)
+    scales = objective.scales_at(timesteps, base.alphas_cumprod)
+    noisy = objective.add_noise(latents, noise, scales)
+    target = objective.target(latents, noise, scales, base.prediction)
     views = [pictures.view(number, base.downscaling) for number in numbers]
     condition = pictures.contexts.stack([pictures.prompts[number] for number in numbers], views)
     if pictures.canvases is not None:

@@ -98,8 +98,8 @@ def test_a_weight_is_one_of_the_error_of_the_clean_latents(kind, prediction, gam
         config = ObjectiveConfig(loss_weighting=kind, snr_gamma=gamma)
     t = torch.tensor([0, 1, 250, 500, 998, 999])
     latents, noise = (x.double() for x in pair())
-    noisy = objective.add_noise(latents, noise, t, SHARE)
-    target = objective.target(latents, noise, t, SHARE, prediction)
+    noisy = objective.add_noise(latents, noise, objective.scales_at(t, SHARE))
+    target = objective.target(latents, noise, objective.scales_at(t, SHARE), prediction)
     guess = target + 0.1 * torch.randn(target.shape, generator=generators(1)[0]).double()
     signal, rest = (x[t].view(-1, 1, 1, 1) for x in (SHARE.sqrt(), (1 - SHARE).sqrt()))
     clean = (

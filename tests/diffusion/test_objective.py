@@ -13,6 +13,7 @@ from hn.errors import OptionError
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 ALPHAS = SCHEDULER.alphas_cumprod
 TIMESTEPS = torch.tensor([0, 1, 250, 500, 998, 999])
+SCALES = objective.scales_at(TIMESTEPS, ALPHAS)
 
 
 def generators(count, seed=0):
@@ -26,19 +27,19 @@ def pair():
 
 def test_noisy_latents_are_those_of_diffusers():
     latents, noise = pair()
-    noisy = objective.add_noise(latents, noise, TIMESTEPS, ALPHAS)
+    noisy = objective.add_noise(latents, noise, SCALES)
     torch.testing.assert_close(noisy, SCHEDULER.add_noise(latents, noise, TIMESTEPS))
 
 
 def test_the_velocity_is_that_of_diffusers():
     latents, noise = pair()
-    velocity = objective.target(latents, noise, TIMESTEPS, ALPHAS, "v_prediction")
+    velocity = objective.target(latents, noise, SCALES, "v_prediction")
     torch.testing.assert_close(velocity, SCHEDULER.get_velocity(latents, noise, TIMESTEPS))
 
 
 def test_the_target_of_epsilon_is_the_noise():
     latents, noise = pair()
-    assert objective.target(latents, noise, TIMESTEPS, ALPHAS, "epsilon") is noise
+    assert objective.target(latents, noise, SCALES, "epsilon") is noise
 
 
 def test_the_loss_of_a_sample_is_its_mean_squared_error_in_float32():

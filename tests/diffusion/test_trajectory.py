@@ -102,9 +102,9 @@ def micro_loss(denoiser: Denoiser, inputs: dict[str, Tensor], number: int) -> Te
     )
     alphas = ALPHAS["alphas_cumprod"]
     problem = objective.Noised(
-        noisy=objective.add_noise(latents, noise, timesteps, alphas),
+        noisy=objective.add_noise(latents, noise, objective.scales_at(timesteps, alphas)),
         timesteps=timesteps,
-        target=objective.target(latents, noise, timesteps, alphas, "epsilon"),
+        target=objective.target(latents, noise, objective.scales_at(timesteps, alphas), "epsilon"),
         weights=objective.timestep_weights(alphas, "epsilon", ObjectiveConfig())[timesteps],
         loss_weights=inputs.get(f"{number:03}/loss_weight"),
     )

@@ -65,9 +65,9 @@ def test_the_table_is_that_of_the_paper(velocity, base):
 
 def test_at_the_end_there_is_noise_alone_and_the_picture_is_its_target(base):
     latents, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    end = torch.tensor([999])
-    assert torch.equal(objective.add_noise(latents, noise, end, base.alphas_cumprod), noise)
-    velocity = objective.target(latents, noise, end, base.alphas_cumprod, "v_prediction")
+    scales = objective.scales_at(torch.tensor([999]), base.alphas_cumprod)
+    assert torch.equal(objective.add_noise(latents, noise, scales), noise)
+    velocity = objective.target(latents, noise, scales, "v_prediction")
     assert torch.equal(velocity, -latents)
 
 

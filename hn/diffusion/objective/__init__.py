@@ -4,7 +4,14 @@
 
 from hn.diffusion.objective.losses import huber_bounds, loss_per_sample
 from hn.diffusion.objective.noise import pyramid_noise, sample_noise
-from hn.diffusion.objective.problem import Noised, Objective, Prediction, add_noise, target
+from hn.diffusion.objective.problem import (
+    Noised,
+    Objective,
+    Prediction,
+    add_noise,
+    scales_at,
+    target,
+)
 from hn.diffusion.objective.timesteps import sample_timesteps
 from hn.diffusion.objective.weights import timestep_weights
 
@@ -18,6 +25,7 @@ __all__ = [
     "pyramid_noise",
     "sample_noise",
     "sample_timesteps",
+    "scales_at",
     "target",
     "timestep_weights",
 ]

@@ -17,6 +17,8 @@ from hn.diffusion.objective.weights import Prediction, timestep_weights
 from hn.diffusion.transfer import send
 from hn.errors import OptionError
 
+Scales = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Noised:
@@ -107,10 +109,11 @@ class Objective:
             # What is added is off by a little that is not to be predicted (arXiv 2301.11706).
             off = sample_noise(tuple(latents.shape[1:]), generators)
             added = noise + config.input_perturbation * off
+        scales = scales_at(timesteps, self._alphas)
         return Noised(
-            noisy=add_noise(latents, added, timesteps, self._alphas),
+            noisy=add_noise(latents, added, scales),
             timesteps=timesteps,
-            target=target(latents, noise, timesteps, self._alphas, self._prediction),
+            target=target(latents, noise, scales, self._prediction),
             weights=self._weights[timesteps],
             bounds=None if self._bounds is None else self._bounds[timesteps],
             loss_weights=loss_weights,
@@ -141,27 +144,21 @@ class Objective:
         return strata(float(offset), slots, self._global_batch)
 
 
-def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+def scales_at(timesteps: Tensor, alphas_cumprod: Tensor) -> Scales:
+    """The factors (B, 1, 1, 1) of signal and noise: sqrt(a) and sqrt(1 - a)."""
+    share = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    return share.sqrt(), (1 - share).sqrt()
+
+
+def add_noise(latents: Tensor, noise: Tensor, scales: Scales) -> Tensor:
     """Noisy latents (B, C, h, w): sqrt(a) * latents + sqrt(1 - a) * noise."""
-    signal, rest = _scales(timesteps, alphas_cumprod)
+    signal, rest = scales
     return signal * latents + rest * noise
 
 
-def target(
-    latents: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    alphas_cumprod: Tensor,
-    prediction: Prediction,
-) -> Tensor:
+def target(latents: Tensor, noise: Tensor, scales: Scales, prediction: Prediction) -> Tensor:
     """Target (B, C, h, w): the noise, or the velocity sqrt(a) * noise - sqrt(1-a) * latents."""
     if prediction == "epsilon":
         return noise
-    signal, rest = _scales(timesteps, alphas_cumprod)
+    signal, rest = scales
     return signal * noise - rest * latents
-
-
-def _scales(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors (B, 1, 1, 1) of signal and noise."""
-    share = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    return share.sqrt(), (1 - share).sqrt()

@@ -90,7 +90,8 @@ class Sitting:
             )
             clean = latents[rows.to(latents.device)].float().cpu()
             noise = torch.randn(clean.shape, generator=generator)
-            noisy = objective.add_noise(clean, noise, timesteps, base.alphas_cumprod)
+            scales = objective.scales_at(timesteps, base.alphas_cumprod)
+            noisy = objective.add_noise(clean, noise, scales)
             device = base.device
             predict(base.unet, noisy.to(device), timesteps.to(device), condition)
 
