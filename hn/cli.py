@@ -69,15 +69,18 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(int(part) if part.strip().isdigit() else float(part) for part in text.split(","))
 
 
-def exit_code_of(act: Callable[[], None]) -> int:
-    """Do what a tool does; of what a user can mend, say it and return its exit code."""
+def exit_code_of(act: Callable[[], None], kept: str = "nothing was written") -> int:
+    """Do what a tool does; of what a user can mend, say it and return its exit code.
+
+    `kept`: what is left if the user interrupts it.
+    """
     try:
         act()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted")
+        print(f"interrupted; {kept}")
         return INTERRUPTED
     return 0
 

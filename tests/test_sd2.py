@@ -122,7 +122,7 @@ def test_scores_beyond_half_precision_are_attended_as_diffusers_does_upcast(dtyp
     expected = layer(x, context)
     assert expected.isfinite().all()
     attend = choose_kernel(layer.processor, None if kernel == "its own" else "sdpa")
-    layer.set_processor(HypernetworkAttention([], attend, "mid_block"))
+    layer.set_processor(HypernetworkAttention([], attend, "mid_block", "mid"))
     torch.testing.assert_close(layer(x, context), expected, rtol=0.02, atol=0.01)
     if kernel == "its own" and dtype == torch.float16:
         layer.upcast_attention = False

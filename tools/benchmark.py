@@ -18,7 +18,6 @@ from pathlib import Path
 
 from hn import cli
 from hn.benchmark.shapes import SHAPES
-from hn.errors import INTERRUPTED, UserError
 
 
 def main() -> int:
@@ -39,15 +38,8 @@ def main() -> int:
     add("--threads", type=int, default=1, help="of a CPU (1)")
     add("--loop", action="store_true", help="also what the script's loop costs, on the demo")
     add("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
-    try:
-        benchmark(parser.parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written")
-        return INTERRUPTED
-    return 0
+    args = parser.parse_args()
+    return cli.exit_code_of(lambda: benchmark(args))
 
 
 def benchmark(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from hn import cli
-from hn.errors import OptionError, UserError
+from hn.errors import OptionError
 
 
 def main() -> int:
@@ -32,12 +32,7 @@ def main() -> int:
     add("--layer_structure", type=cli.numbers, help='of a linear result, such as "1, 0.5, 1"')
     add("--overwrite", action="store_true", help="replace the output file if it is there")
     args = parser.parse_args()
-    try:
-        blend(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return cli.exit_code_of(lambda: blend(args))
 
 
 def blend(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import sys
 
 from hn import cli
 from hn.checkup import settings
-from hn.errors import DataError, UserError
+from hn.errors import DataError
 
 
 def main() -> int:
@@ -25,12 +25,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     settings.add_flags(parser)
-    try:
-        check(parser.parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    args = parser.parse_args()
+    return cli.exit_code_of(lambda: check(args))
 
 
 def check(args: argparse.Namespace) -> None:

@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from hn.errors import OptionError, UserError, shown
+from hn import cli
+from hn.errors import OptionError, shown
 
 OTHER = {".pt": ".safetensors", ".safetensors": ".pt"}
 
@@ -34,12 +35,7 @@ def main() -> int:
     add("--base_file", type=Path, help="the base model's single file, for its hash in the result")
     add("--overwrite", action="store_true", help="replace the output file if it is there")
     args = parser.parse_args()
-    try:
-        convert(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return cli.exit_code_of(lambda: convert(args))
 
 
 def convert(args: argparse.Namespace) -> None:

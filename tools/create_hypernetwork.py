@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from hn import cli
-from hn.errors import OptionError, UserError, shown
+from hn.errors import OptionError, shown
 from hn.limits import MAX_NAME
 
 
@@ -33,12 +33,7 @@ def main() -> int:
     add("--seed", type=int, help="the same seed gives the same weights, also in the web UI")
     add("--overwrite", action="store_true", help="replace the file if it is there")
     args = parser.parse_args()
-    try:
-        create(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return cli.exit_code_of(lambda: create(args))
 
 
 def create(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from hn import cli
-from hn.errors import INTERRUPTED, OptionError, UserError
+from hn.errors import OptionError
 
 
 def main() -> int:
@@ -32,15 +32,7 @@ def main() -> int:
     add("--dino_model", help="a DINO, likewise: how much they look like training pictures")
     add("--base", help="evaluate on this base model instead of the run's own")
     args = parser.parse_args()
-    try:
-        evaluate(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written")
-        return INTERRUPTED
-    return 0
+    return cli.exit_code_of(lambda: evaluate(args))
 
 
 def evaluate(args: argparse.Namespace) -> None:

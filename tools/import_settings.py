@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from hn.errors import OptionError, UserError
+from hn import cli
+from hn.errors import OptionError
 
 
 def main() -> int:
@@ -24,12 +25,7 @@ def main() -> int:
     add("--pretrained_model_name_or_path", default="", help="the base model in diffusers' layout")
     add("--overwrite", action="store_true", help="replace the output file if it is there")
     args = parser.parse_args()
-    try:
-        import_settings(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return cli.exit_code_of(lambda: import_settings(args))
 
 
 def import_settings(args: argparse.Namespace) -> None:
@@ -37,7 +33,7 @@ def import_settings(args: argparse.Namespace) -> None:
     if args.output.exists() and not args.overwrite:
         raise OptionError(f"{args.output} is there already: choose another -o, or give --overwrite")
 
-    from hn import cli, web_ui_settings
+    from hn import web_ui_settings
     from hn.config import Config
     from hn.errors import printable
     from hn.storage import write_bytes

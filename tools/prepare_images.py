@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from hn import cli
-from hn.errors import INTERRUPTED, DataError, UserError
+from hn.errors import DataError
 from hn.prepare import settings
 
 
@@ -33,15 +33,7 @@ def main() -> int:
     add("--dry_run", action="store_true", help="say what would be made, and write nothing")
     settings.add_flags(parser)
     args = parser.parse_args()
-    try:
-        prepare(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; --overwrite begins again", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return cli.exit_code_of(lambda: prepare(args), "--overwrite begins again")
 
 
 def prepare(args: argparse.Namespace) -> None:

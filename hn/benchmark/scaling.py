@@ -153,8 +153,8 @@ def run(processes: int, flags: Sequence[str]) -> Measured:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc_per_node", str(processes), "-m", "hn.benchmark.scaling"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        flags = [*flags, "--found", str(found)]
-        subprocess.run([*command, *flags], check=True, env=environment)  # noqa: S603
+        command += [*flags, "--found", str(found)]
+        subprocess.run(command, check=True, env=environment)  # noqa: S603  # our own module
         return Measured(**json.loads(found.read_text()))
 
 

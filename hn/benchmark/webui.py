@@ -49,7 +49,8 @@ def webui(scene: Scene, *, unet_grads: bool = False) -> Contender:
     of all its weights are computed, too, and never used (`unet_grads`).
     """
     unet, network = scene.make_unet(), scene.make_network()
-    unet.set_attn_processor(PlainAttention(network))  # type: ignore[arg-type]
+    processor: Any = PlainAttention(network)  # diffusers' annotations know only its own
+    unet.set_attn_processor(processor)
     unet.enable_gradient_checkpointing()
     unet.train().requires_grad_(unet_grads)
 

@@ -10,14 +10,13 @@ Known from settings and the model's configuration alone: no weight is read.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from hn.build.structure import structure_of
-from hn.config import Config, OptimizerConfig
+from hn.config import Config
 from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import stored_nbytes
@@ -109,21 +108,17 @@ def other_stages(
     return found
 
 
-def is_paged(optimizer: OptimizerConfig) -> bool:
-    """Whether its state lies in the host's memory, and comes over when there is room."""
-    return optimizer.optimizer.rpartition(".")[2].startswith("Paged")
-
-
 def lasting_parts(
     config: Config, outline: Outline, step: Step, device: str, processes: int
 ) -> dict[str, int]:
     """The bytes of what lies there all the while, by part."""
     weights = _weights(step)
+    paged = optimizers.is_paged(config.optimizer)  # to the host, and here when there is room
     parts = {
         "base model": stored_nbytes(unet_of(step), step.quantisation),
         "hypernetwork": weights,
         "its average": weights * config.training.use_ema,
-        "optimizer": round(weights * _state_share(config.optimizer)),
+        "optimizer": 0 if paged else optimizers.state_bytes(config.optimizer, weights),
         "gradients": weights * step.accumulates * (2 if processes > 1 else 1),  # and DDP's buckets
         "CUDA itself": CUDA_ITSELF * (device == "cuda"),
     }
@@ -146,21 +141,6 @@ def unet_of(step: Step) -> UNet2DConditionModel:
 def _weights(step: Step) -> int:
     with torch.device("meta"):
         return _nbytes(Hypernetwork(step.network, draw_weights=False).parameters())
-
-
-@lru_cache
-def _state_share(config: OptimizerConfig) -> float:
-    """Bytes of an optimizer's state for each byte of weights: one is made, and asked."""
-    if is_paged(config):
-        return 0.0
-    weight = nn.Parameter(torch.zeros(256, 64))
-    weight.grad = torch.full_like(weight, 1e-3)
-    optimizer = optimizers.optimizer_of([weight], config, 1e-3)
-    if hasattr(optimizer, "train"):
-        optimizer.train()  # type: ignore[operator]  # of those that are free of a schedule
-    optimizer.step()
-    state = [it for it in optimizer.state[weight].values() if isinstance(it, Tensor)]
-    return sum(it.nbytes for it in state if it.numel() > 1) / weight.nbytes
 
 
 def _nbytes(tensors: Iterable[Tensor]) -> int:

@@ -9,7 +9,6 @@ from hn.build.estimates import (
     GIB,
     Estimate,
     estimate,
-    is_paged,
     lasting_parts,
     other_stages,
     step_of,
@@ -25,6 +24,7 @@ from hn.diffusion.memory.rehearsal import Step
 from hn.diffusion.outline import Outline
 from hn.errors import OptionError, StorageError
 from hn.network.module import Hypernetwork
+from hn.training import optimizers
 
 SPARE = 0.95  # of the GPU's free memory: allocators round, and leave gaps
 _PREVIEWS = "give quantize_base fp8, a lower resolution, or no validation_prompt"
@@ -97,7 +97,7 @@ def _check_device(config: Config, device: torch.device) -> None:
             "offload_activations moves what a GPU keeps to the host's memory, and there is no GPU: "
             "leave it out"
         )
-    if is_paged(config.optimizer):
+    if optimizers.is_paged(config.optimizer):
         raise OptionError(
             f"optimizer {config.optimizer.optimizer} moves its state between the memory of a GPU "
             "and the host's, and there is no GPU: give the same one without Paged"

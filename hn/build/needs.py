@@ -9,10 +9,9 @@ from hn.build.structure import expected
 from hn.config import Config
 from hn.diffusion.outline import Outline
 from hn.network.module import Hypernetwork
+from hn.training.optimizers import state_bytes
 
 FLOAT = 4  # bytes
-_MOMENTS = 2 * FLOAT  # an optimizer of Adam's kind keeps two numbers for each weight
-_EIGHT_BIT = 2
 
 
 def meta_hypernetwork(config: Config, outline: Outline | None, start: Start) -> Hypernetwork:
@@ -25,18 +24,14 @@ def meta_hypernetwork(config: Config, outline: Outline | None, start: Start) -> 
         return Hypernetwork(described, draw_weights=False)
 
 
-def optimizer_bytes(config: Config, parameters: int) -> int:
-    """What an optimizer of Adam's kind keeps."""
-    return parameters * (_EIGHT_BIT if config.optimizer.use_8bit_adam else _MOMENTS)
-
-
 def checkpoint_bytes(config: Config, net: Hypernetwork) -> int:
     """What a checkpoint takes: both files of the weights and of their average, and the states."""
     count = _count(net)
     averages = 1 if config.training.use_ema else 0
-    sidecar = optimizer_bytes(config, count) if config.output.save_optimizer_state else 0
+    state = state_bytes(config.optimizer, FLOAT * count)
     files = 2 * FLOAT * count * (1 + averages)
-    return files + FLOAT * count * averages + optimizer_bytes(config, count) + sidecar
+    copies = 2 if config.output.save_optimizer_state else 1
+    return files + FLOAT * count * averages + copies * state
 
 
 def latents_bytes(

@@ -185,8 +185,8 @@ def unet_of(pipe: Any) -> UNet2DConditionModel:
     unet = getattr(unet, "_orig_mod", unet)  # compiled
     if not isinstance(unet, UNet2DConditionModel):
         raise ModelError(
-            f"{type(pipe).__name__} has no UNet of a Stable Diffusion; hypernetworks are "
-            "for pipelines that have"
+            f"{type(pipe).__name__} has no UNet of a Stable Diffusion 1, 2 or XL; hypernetworks "
+            "are for pipelines that have"
         )
     return unet
 

@@ -3,10 +3,13 @@
 import ast
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from hn.config import OptimizerConfig
 from hn.errors import OptionError
@@ -95,6 +98,35 @@ def parse_arguments(arguments: Iterable[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             parsed[name] = value
     return parsed
+
+
+PAGED = "Paged"  # begins the name of what bitsandbytes moves to the host's memory and back
+
+
+def is_paged(config: OptimizerConfig) -> bool:
+    """Whether its state moves between the memory of a GPU and the host's."""
+    return config.optimizer.rpartition(".")[2].startswith(PAGED)
+
+
+@lru_cache
+def state_bytes(config: OptimizerConfig, weights: int) -> int:
+    """Bytes of an optimizer's state for so many of weights: one is made, and asked.
+
+    A paged one has as many as the one that is not; one that takes no step here (it wants a GPU), as
+    many as Adam. Raises `OptionError`, as `optimizer_of`.
+    """
+    config = replace(config, optimizer=config.optimizer.replace(PAGED, ""))
+    weight = nn.Parameter(torch.zeros(256, 64))
+    weight.grad = torch.full_like(weight, 1e-3)
+    optimizer = optimizer_of([weight], config, 1e-3)
+    if hasattr(optimizer, "train"):
+        optimizer.train()  # type: ignore[operator]  # of those that are free of a schedule
+    try:
+        optimizer.step()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return 2 * weights
+    state = [it for it in optimizer.state[weight].values() if isinstance(it, Tensor)]
+    return round(weights * sum(it.nbytes for it in state if it.numel() > 1) / weight.nbytes)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:

@@ -9,7 +9,14 @@ from accelerate import Accelerator
 from hn.config import OptimizerConfig
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
-from hn.training.optimizers import as_one_group, build_optimizer, find_class, remark, set_rate
+from hn.training.optimizers import (
+    as_one_group,
+    build_optimizer,
+    find_class,
+    remark,
+    set_rate,
+    state_bytes,
+)
 from hn.training.schedule import Schedule, Stage
 from hn.training.state import TrainingState
 from hn.training.watching.guard import Guard
@@ -114,3 +121,23 @@ def test_a_rate_for_an_optimizer_that_finds_its_own_is_remarked_on(name):
     assert "for which 1 is usual; found 1e-5:10, 2e-5" in said
     assert remark(OptimizerConfig(optimizer=name, learning_rate="1")) is None
     assert remark(OptimizerConfig(learning_rate="1e-5")) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, 2),
+        ({"optimizer": "SGD"}, 0),
+        ({"optimizer": "SGD", "optimizer_args": ("momentum=0.9",)}, 1),
+        ({"optimizer": "LBFGS"}, 2),  # takes no step as ours do
+    ],
+)
+def test_the_state_of_an_optimizer_is_known_before_it_is_made(settings, share):
+    assert state_bytes(OptimizerConfig(**settings), 1000) == 1000 * share
+
+
+def test_a_paged_optimizer_has_as_much_state():
+    pytest.importorskip("bitsandbytes")
+    names = ("bitsandbytes.optim.AdamW8bit", "bitsandbytes.optim.PagedAdamW8bit")
+    bytes_of = [state_bytes(OptimizerConfig(optimizer=name), 4_000_000) for name in names]
+    assert bytes_of[0] == bytes_of[1] == pytest.approx(2_000_000, rel=0.1)

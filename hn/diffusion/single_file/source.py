@@ -50,7 +50,7 @@ def opened(path: Path) -> Iterator[Source]:
         return
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             yield Source(path, slices, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read {path} as .safetensors: {error}") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ def _family_of(folder: Path) -> Family:
     return families.get(str(activation)) or _unknown(folder)
 
 
-def _unknown(folder: Path) -> Family:
+def _unknown(folder: Path) -> NoReturn:
     raise ModelError(
         f"{folder} has not the text encoders of Stable Diffusion 1, 2 or XL, which alone have a "
         "place in single files: give a folder as -o"
