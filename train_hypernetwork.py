@@ -15,6 +15,8 @@ from hn import cli
 # First of all, so that --help and mistakes do not wait for torch.
 CONFIG = cli.parse_or_exit() if __name__ == "__main__" else None
 cli.quiet_libraries()
+if CONFIG is not None:
+    cli.spare_imports(CONFIG)
 
 import torch
 from accelerate import Accelerator

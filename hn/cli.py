@@ -94,6 +94,18 @@ def quiet_libraries() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
+def spare_imports(config: Config) -> None:
+    """Let libraries take for absent what this run does not use: they would import all there is,
+    which is a third of a start. What an optimizer of another package needs, nobody knows.
+    """
+    model, optimizer = config.model, config.optimizer
+    in_use = optimizer.use_8bit_adam or "." in optimizer.optimizer
+    in_use = in_use or config.memory.quantize_base in ("int8", "nf4")
+    if not (in_use or model.enable_xformers_memory_efficient_attention):
+        for name in ("bitsandbytes", "peft", "xformers"):
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's word for absent
+
+
 def find_recipe(name: str) -> Path:
     """The TOML file meant by a recipe's name or a path. Raises `OptionError`."""
     path = (

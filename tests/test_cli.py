@@ -178,6 +178,26 @@ def test_help_and_import_load_no_torch_and_are_quick():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+@pytest.mark.parametrize(
+    ("flags", "spared"),
+    [
+        ([], True),
+        (["--optimizer", "SGD", "--quantize_base", "fp8"], True),
+        (["--use_8bit_adam"], False),
+        (["--optimizer", "bitsandbytes.optim.Lion8bit"], False),
+        (["--quantize_base", "nf4"], False),
+        (["--enable_xformers_memory_efficient_attention"], False),
+    ],
+)
+def test_what_is_not_used_is_taken_for_absent(monkeypatch, flags, spared):
+    config = cli.parse([*NEEDED, *flags])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "modules", {})
+        cli.spare_imports(config)
+        found = dict(sys.modules)
+    assert found == (dict.fromkeys(("bitsandbytes", "peft", "xformers")) if spared else {})
+
+
 def test_an_unknown_flag_ends_with_2_and_a_suggestion():
     result = runs.run(runs.PYTHON, [*NEEDED, "--learning_rat", "1"])
     assert result.returncode == 2

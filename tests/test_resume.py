@@ -202,12 +202,24 @@ def test_more_steps_another_split_and_another_rate_go_on(model, pictures, tmp_pa
     )
 
 
+LONG = {"max_train_steps": 40, "checkpointing_steps": 5, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def unstopped(model, pictures, tmp_path_factory):
+    """The result of such a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("unstopped")
+    runs.forget_accelerate()
+    assert runs.train_here(runs.settings(model, pictures, folder, **LONG)) == 0
+    return (folder / "run/run.pt").read_bytes()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_process_resumes_to_the_same_bits(model, pictures, tmp_path, number):
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_stopped_process_resumes_to_the_same_bits(model, pictures, tmp_path, number, unstopped):
     """SIGTERM saves and leaves with 75; after SIGKILL the last checkpoint is there."""
-    changes = {"max_train_steps": 40, "checkpointing_steps": 5, "gradient_accumulation_steps": 2}
-    flags = runs.settings(model, pictures, tmp_path / "stopped", **changes)
-    folder = tmp_path / "stopped/run"
+    flags = runs.settings(model, pictures, tmp_path, **LONG)
+    folder = tmp_path / "run"
     with runs.start(runs.PYTHON, flags) as process:
         runs.wait_for(folder / "checkpoints/step-00000005/MANIFEST.json")
         process.send_signal(number)
@@ -219,12 +231,5 @@ def test_a_stopped_process_resumes_to_the_same_bits(model, pictures, tmp_path, n
         assert status["exit_code"] == 75
         assert (folder / f"checkpoints/step-{status['step']:08d}").is_dir()
     assert not (folder / "run.pt").exists()
-    assert runs.run(runs.PYTHON, [*flags, "--resume_from_checkpoint", "latest"]).returncode == 0
-
-    assert (
-        runs.run(
-            runs.PYTHON, runs.settings(model, pictures, tmp_path / "whole", **changes)
-        ).returncode
-        == 0
-    )
-    assert (folder / "run.pt").read_bytes() == (tmp_path / "whole/run/run.pt").read_bytes()
+    assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert (folder / "run.pt").read_bytes() == unstopped

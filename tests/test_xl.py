@@ -30,6 +30,7 @@ from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.views import View, time_ids
 from hn.errors import DataError, ModelError, OptionError
+from hn.hub.selection import select
 from hn.network.module import Hypernetwork
 from tests import caches, runs, tiny
 
@@ -421,8 +422,14 @@ def test_a_run_resumes_to_the_bit(xl, pictures, trained, tmp_path):
     assert hn.load(trained / "run.pt").dims == tiny.XL_DIMS
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_cache_is_published_with_what_prompts_say(trained, tmp_path):
+    cache = trained / "cache"
+    files = {path.relative_to(cache).as_posix(): path for path in cache.glob("*/*.arrow")}
+    selection = select(files, tmp_path)
+    assert selection.left_out == 0 and selection.files.keys() == files.keys()
+    assert len([name for name in files if name.startswith("tensors/pooled-")]) >= 1
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_with_accumulation(zygote, xl, pictures, trained, tmp_path):
     flags = runs.settings(xl, pictures, tmp_path, **{**RANDOM, "gradient_accumulation_steps": 1})

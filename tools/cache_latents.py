@@ -12,12 +12,13 @@ an edit, it encodes what has changed and says why.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hn import cli
 from hn.config import Config
-from hn.errors import INTERRUPTED, DataError, OptionError, UserError
+from hn.errors import DataError, OptionError
 
 
 def main() -> int:
@@ -31,27 +32,26 @@ def main() -> int:
     add("--push_to_hub", metavar="ID", help="publish it as a dataset, owner/name")
     add("--public", action="store_true", help="for everyone; else only for you")
     args, settings = parser.parse_known_args()
-    try:
-        config = cli.parse([*settings, "--latent_cache_dir", args.output])
-        if args.verify < 0:
-            raise OptionError(f"verify must not be negative; found {args.verify}")
-        if config.data.cached_data_dir is not None:
-            raise OptionError("cached_data_dir is encoded already: give pictures to encode")
-        if config.data.streaming:
-            raise OptionError("streaming keeps nothing: leave it out to encode beforehand")
-        cache(config, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; what was encoded is kept")
-        return INTERRUPTED
-    return 0
+    kept = "what was encoded is kept"
+    return cli.exit_code_of(lambda: cache(config_of(args, settings), args), kept)
+
+
+def config_of(args: argparse.Namespace, settings: Sequence[str]) -> Config:
+    """The settings of training that shape latents. Raises `OptionError`."""
+    config = cli.parse([*settings, "--latent_cache_dir", args.output])
+    if args.verify < 0:
+        raise OptionError(f"verify must not be negative; found {args.verify}")
+    if config.data.cached_data_dir is not None:
+        raise OptionError("cached_data_dir is encoded already: give pictures to encode")
+    if config.data.streaming:
+        raise OptionError("streaming keeps nothing: leave it out to encode beforehand")
+    return config
 
 
 def cache(config: Config, args: argparse.Namespace) -> None:
     """Encode what is missing, verify, publish. Raises a `UserError` of any kind."""
     cli.quiet_libraries()
+    cli.spare_imports(config)
 
     from hn import hub
 

@@ -155,6 +155,7 @@ One row for each picture.
 | width, height | its size in pixels before it was cut |
 | size | width and height of what was encoded |
 | keys | its entries in `tensors`: one for each crop and mirror image, then those of inpainting |
+| corners | left and top of what each shows of the resized picture, or of its mirror image |
 | weights | the entry that says how much each place counts in the loss; empty: all the same |
 | repeats | how often it comes in an epoch |
 | loss_weight | what its loss is multiplied with |

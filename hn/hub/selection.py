@@ -11,9 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
+from hn.data.cache.tensor_files import OF_PROMPTS
 from hn.errors import DataError
-
-CONTEXT = "context"  # the kind of entry that no picture names
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def select(files: dict[str, Path], scratch: Path) -> Selection:
     ):
         table = read_arrow(files[name])
         keys, kinds = table["key"].to_pylist(), table["kind"].to_pylist()
-        own = [key in wanted or kind == CONTEXT for key, kind in zip(keys, kinds, strict=True)]
+        own = [key in wanted or kind in OF_PROMPTS for key, kind in zip(keys, kinds, strict=True)]
         missing.difference_update(keys)
         left_out += own.count(False)
         if all(own):

@@ -353,13 +353,16 @@ def tool_flags(model, pictures, output, **changes):
     return ["-o", str(output / "cache"), *flags]
 
 
-def test_the_tool_survives_kills_at_any_moment(model, tmp_path):
-    """Four processes are killed after more and more time; the fifth is not."""
+@pytest.mark.parametrize(
+    "kills", [(5, 6.5), pytest.param((4, 5, 5.5, 6, 6.5, 7, 8), marks=pytest.mark.slow)]
+)
+def test_the_tool_survives_kills_at_any_moment(model, tmp_path, kills):
+    """Processes are killed after more and more seconds; the last one is not."""
     folder = tiny.make_pictures(tmp_path / "set", 600, size=(40, 32))
     flags = tool_flags(model, folder, tmp_path, resolution=32)
     whole = runs.run(TOOL, ["-o", str(tmp_path / "whole"), *flags[2:]])
     assert whole.returncode == 0, whole.stderr
-    for seconds in (5, 6, 6.5, 7):
+    for seconds in kills:
         with runs.start(TOOL, flags) as process:
             time.sleep(seconds)
             os.killpg(process.pid, signal.SIGKILL)

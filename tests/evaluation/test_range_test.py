@@ -68,13 +68,16 @@ def test_the_flag_writes_a_curve_and_trains_nothing(model, pictures, tmp_path, c
 
 
 def test_the_training_begins_in_the_folder_of_its_curve(model, pictures, tmp_path):
-    """Both in processes of their own, as a user would."""
+    """Both in processes of their own, as a user would; the second says what it imports."""
     flags = runs.settings(model, pictures, tmp_path, max_train_steps=2)
     tried = runs.run(runs.PYTHON, [*flags, "--find_learning_rate", "10"])
     assert tried.returncode == 0, tried.stderr
     assert not (tmp_path / "run/status.json").exists()
-    trained = runs.run(runs.PYTHON, flags)
+    trained = runs.run(runs.PYTHON, flags, PYTHONPROFILEIMPORTTIME="1")
     assert trained.returncode == 0, trained.stderr
+    imported = re.findall(r"import time: .*\| +(\S+)$", trained.stderr, re.MULTILINE)
+    assert "diffusers" in imported
+    assert not {"bitsandbytes", "peft"} & set(imported)
     assert "latents: 6 of 6 pictures were in the cache" in trained.stdout
     assert (tmp_path / "run/run.pt").exists()
 

@@ -29,7 +29,7 @@ CELLS = ["-".join(cell) for cell in itertools.product(*COLUMNS.values())]
 SHORT = [
     "fp32-plain-math-eager",
     "bf16-checkpointing-sdpa-eager",
-    "fp32-budget-sdpa-compiled",
+    "fp32-budget-sdpa-eager",
 ]
 COMMAND = [*runs.TORCHRUN[:-1], str(Path(__file__).parent / "matrix.py")]
 STEPS = 4
@@ -78,7 +78,7 @@ def ports(count):
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_it_trains_and_resumes(model, pictures, tmp_path, monkeypatch, cells, processes):
     if cells is SHORT and processes == 2:
-        cells = SHORT[:2]  # compiling for two takes half a minute
+        cells = SHORT[1:2]  # the others are trained by two elsewhere
     jobs = [job for cell in cells for job in jobs_of(cell, model, pictures, tmp_path / cell)]
     if processes == 1:
         for variable in matrix.VARIABLES:

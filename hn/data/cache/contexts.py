@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 from hn.data.cache.store import Store, key_of
+from hn.data.cache.tensor_files import OF_PROMPTS
 from hn.data.cache.workers import ALONE, Workers
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.condition import Condition
@@ -69,7 +70,7 @@ class Contexts:
     def _keys(self, prompts: Sequence[str]) -> dict[str, list[bytes]]:
         """The keys of prompts in the store, by what is kept of each: pooled text of some models."""
         identity = json.dumps(self._base.text_identity)
-        kinds = ("context", "pooled") if self.sized else ("context",)
+        kinds = OF_PROMPTS if self.sized else OF_PROMPTS[:1]
         return {kind: [key_of(kind, identity, prompt) for prompt in prompts] for kind in kinds}
 
     def _absent(self, prompts: Sequence[str]) -> set[int]:

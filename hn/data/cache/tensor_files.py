@@ -18,6 +18,7 @@ from hn.errors import DataError
 from hn.storage import whole
 
 KEY_BYTES = 16
+OF_PROMPTS = ("context", "pooled")  # the kinds of entries that no picture names
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SCHEMA = pa.schema(
     [
