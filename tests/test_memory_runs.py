@@ -227,9 +227,11 @@ def test_encoding_and_decoding_hold_what_was_rehearsed(pictures, tmp_path):
 
 def test_autoencoder_and_text_encoder_are_gone_once_they_have_done_theirs(model):
     base = BaseModel.load(str(model), dtype=torch.bfloat16)
-    assert base.unet.dtype == base.text_encoder.model.dtype == torch.bfloat16
-    parts = [weakref.ref(base.vae), weakref.ref(base.text_encoder.model)]
+    encoder = base.text_encoder.encoders[0]
+    assert base.unet.dtype == encoder.model.dtype == torch.bfloat16
+    parts = [weakref.ref(base.vae), weakref.ref(encoder.model)]
     weights = [weakref.ref(next(iter(part().parameters()))) for part in parts]
+    del encoder
     base.free_vae()
     base.free_text_encoder()
     gc.collect()

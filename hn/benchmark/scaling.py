@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,28 +79,42 @@ def efficiency(step: float, size: int, link: Link, processes: int) -> float:
 def measure(unet: Path, side: int, batch: int) -> Measured:
     """In one of the processes that torchrun started."""
     import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    try:
+        return _measured(unet, side, batch)
+    finally:
+        # Not within, where DDP would then be the last to hold the group of processes: torch takes
+        # it down with the interpreter locked, while its threads may wait for that lock.
+        distributed.destroy_process_group()
+
+
+def _measured(unet: Path, side: int, batch: int) -> Measured:
+    """While the processes are a group."""
+    import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
     from hn.diffusion.attention import context_dims
-    from hn.diffusion.condition import Condition
     from hn.diffusion.denoiser import Denoiser
+    from hn.diffusion.memory.rehearsal import blank_condition
     from hn.network.module import Hypernetwork
 
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
     model = UNet2DConditionModel.from_pretrained(unet).requires_grad_(False)
     hypernetwork = Hypernetwork.create(context_dims(model), activation_func="mish", seed=0).train()
     denoiser = DistributedDataParallel(Denoiser(model, hypernetwork))
     optimizer = torch.optim.AdamW(hypernetwork.parameters())
     noisy = torch.randn(batch, model.config["in_channels"], side, side)
-    context = torch.randn(batch, 77, model.config["cross_attention_dim"])
+    like = blank_condition(model, batch, 77, torch.float32).zeroed()
+    condition = replace(like, context=torch.randn(like.context.shape))
     timesteps = torch.arange(batch) * 1000 // batch
 
     def step(exchange: bool) -> None:
         with nullcontext() if exchange else denoiser.no_sync():
-            denoiser(noisy, timesteps, Condition(context=context))[0].square().mean().backward()
+            denoiser(noisy, timesteps, condition)[0].square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -114,7 +128,7 @@ def measure(unet: Path, side: int, batch: int) -> Measured:
         for it in (flat, one)
     )
     wall, cpu = ([(both[0][kind], both[1][kind]) for both in times[1:]] for kind in (0, 1))
-    found = Measured(
+    return Measured(
         processes=distributed.get_world_size(),
         size=size,
         step=statistics.median(it[0] for it in wall),
@@ -123,8 +137,6 @@ def measure(unet: Path, side: int, batch: int) -> Measured:
         summed=summed,
         hop=hop,
     )
-    distributed.destroy_process_group()
-    return found
 
 
 def _timed(act: Callable[[], Any]) -> tuple[float, float]:

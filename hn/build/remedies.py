@@ -90,7 +90,8 @@ def _changes(config: Config) -> Iterator[tuple[str, Change]]:
         yield f"train_batch_size 1 and gradient_accumulation_steps {steps}", ("training", fewer)
     if config.memory.quantize_base == "none" and not config.model.shard_base_model:
         yield "quantize_base fp8", ("memory", {"quantize_base": "fp8"})
-    for share in SMALLER:
+    sized = config.data.cached_data_dir is None and not config.data.native_size
+    for share in SMALLER if sized else ():
         sides = tuple(int(side * share) // SIDE_STEP * SIDE_STEP for side in config.data.resolution)
         if min(sides) > 0:
             words = " ".join(map(str, sides))

@@ -8,7 +8,7 @@ import pytest
 
 from hn.benchmark.scaling import Link, Measured, efficiency, table
 from tests import runs
-from tests.tiny import make_unet
+from tests.tiny import DIMS, XL_DIMS, make_unet, make_xl_unet
 
 LINK = Link(bandwidth=1e9, latency=1e-4)
 MEASURED = Measured(processes=2, size=10**8, step=1.25, alone=1.0, cpu=0.9, summed=0.1001, hop=1e-4)
@@ -31,14 +31,17 @@ def test_what_joins_two_is_read_off_their_exchange():
 
 
 @pytest.mark.slow
-def test_two_processes_are_measured(tmp_path):
-    make_unet().save_pretrained(tmp_path / "unet")
+@pytest.mark.parametrize(
+    ("make", "dims"), [(make_unet, DIMS), (make_xl_unet, XL_DIMS)], ids=["1", "xl"]
+)
+def test_two_processes_are_measured(tmp_path, make, dims):
+    make().save_pretrained(tmp_path / "unet")
     command = [sys.executable, "-m", "hn.benchmark.scaling", str(tmp_path / "unet"), "-n", "2"]
     command += ["--side", "8", "--batch", "1", "--json", str(tmp_path / "found.json")]
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads((tmp_path / "found.json").read_text())
-    parameters = 2 * sum(4 * dim * dim + 3 * dim for dim in (16, 24, 32))  # 1-2-1, with biases
+    parameters = 2 * sum(4 * dim * dim + 3 * dim for dim in dims)  # 1-2-1, with biases
     assert found["size"] == 4 * parameters
     assert found["alone"] > 0
     assert f"{found['size'] / 1e6:.2f} MB of gradients" in done.stdout
