@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         set_hypernetworks,
         unload_hypernetworks,
     )
+    from hn.diffusion.attending.strength import Strength
     from hn.diffusion.attention import Attachment, attach
-    from hn.diffusion.strength import Strength
     from hn.diffusion.surgery.folding import Folding, fold
     from hn.diffusion.tags import find_hypernetwork, parse_prompt_tags
     from hn.network.description import HypernetworkConfig
@@ -63,7 +63,7 @@ _HOMES = {
     "Hypernetwork": "hn.network.module",
     "HypernetworkConfig": "hn.network.description",
     "HypernetworkModule": "hn.network.module",
-    "Strength": "hn.diffusion.strength",
+    "Strength": "hn.diffusion.attending.strength",
     "active_hypernetworks": "hn.diffusion.adapters",
     "attach": "hn.diffusion.attention",
     "disabled": "hn.diffusion.adapters",

@@ -8,9 +8,9 @@ import torch
 
 from hn import cli
 from hn.build.estimates import GIB, MIB, estimate, other_stages, step_of
+from hn.diffusion.loading.outline import Outline
 from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.memory.rehearsal import Step, inputs, rehearsal
-from hn.diffusion.outline import Outline
 from hn.network.description import HypernetworkConfig
 from tests import full_size, runs
 

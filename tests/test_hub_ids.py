@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.outline import Outline
+from hn.diffusion.loading.outline import Outline
 from hn.errors import ModelError
 from tests import runs, tiny
 from tests.hub_server import STRANGER

@@ -19,8 +19,8 @@ from hn.data.cache.latents import Latents
 from hn.data.pictures.decoding import survey
 from hn.data.pictures.framing import Framing
 from hn.data.pictures.images import examples_of, load_examples
-from hn.diffusion import inpainting
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.conditions import inpainting
 from hn.diffusion.pipeline import Painter
 from hn.errors import DataError, ModelError
 from tests import caches, runs, streamed, tiny

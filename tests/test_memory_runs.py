@@ -15,9 +15,9 @@ from hn.build.remedies import Run, in_words, remedies
 from hn.build.start import Start
 from hn.config import Config
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.loading.outline import Outline
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
-from hn.diffusion.outline import Outline
 from hn.errors import OptionError
 from tests import runs
 

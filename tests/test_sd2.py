@@ -10,9 +10,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 import hn
+from hn.diffusion.attending.kernels import choose_kernel
+from hn.diffusion.attending.processor import HypernetworkAttention
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.kernels import choose_kernel
-from hn.diffusion.processor import HypernetworkAttention
 from hn.network.surgery import resizing
 from tests import runs, tiny
 from tests.surgery import nets

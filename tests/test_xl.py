@@ -23,12 +23,12 @@ from hn.data.streaming.samples import Samples
 from hn.data.words.prompts import Prompts
 from hn.diffusion.attention import attach
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.views import View, time_ids
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.generation.samplers import make_scheduler
 from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.pipeline import Painter
-from hn.diffusion.views import View, time_ids
 from hn.errors import DataError, ModelError, OptionError
 from hn.hub.selection import select
 from hn.network.module import Hypernetwork

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hn.benchmark.scene import Scene
 from hn.config import OptimizerConfig
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.objective.problem import Noised
 from hn.network.module import Hypernetwork
 from hn.training import optimizers

@@ -13,7 +13,7 @@ from hn.benchmark.contender import Contender
 from hn.benchmark.loras import loras, stock
 from hn.benchmark.scene import Scene
 from hn.benchmark.webui import webui
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.plan import Plan
 

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from hn.benchmark.contender import Contender
 from hn.benchmark.scene import SEED, Scene
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import predict
 from hn.evaluation import lora
 

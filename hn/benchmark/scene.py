@@ -15,11 +15,11 @@ from torch import Tensor
 from hn.benchmark.shapes import SHAPES, Shape
 from hn.config import ObjectiveConfig
 from hn.diffusion.attention import context_dims
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.views import SIZES, View, time_ids
 from hn.diffusion.memory.rehearsal import blank_condition
 from hn.diffusion.objective import Objective
 from hn.diffusion.objective.problem import Noised
-from hn.diffusion.views import SIZES, View, time_ids
 from hn.errors import OptionError, shown
 from hn.network.module import Hypernetwork
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from hn.build.structure import structure_of
 from hn.config import Config
+from hn.diffusion.loading.outline import Outline
 from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import stored_nbytes
 from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse, rehearse_drawing
-from hn.diffusion.outline import Outline
 from hn.diffusion.pipeline import DRAWN_AT_ONCE
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork

@@ -17,11 +17,11 @@ from hn.build.estimates import (
 from hn.build.models import DTYPES
 from hn.build.remedies import Run, in_words, remedies
 from hn.config import Config
+from hn.diffusion.loading.outline import Outline
 from hn.diffusion.memory.choice import Rung, choose
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
 from hn.diffusion.memory.quantisation import check_device
 from hn.diffusion.memory.rehearsal import Step
-from hn.diffusion.outline import Outline
 from hn.errors import OptionError, StorageError
 from hn.network.module import Hypernetwork
 from hn.training import optimizers

@@ -11,14 +11,14 @@ from hn.build.processes import build_layout
 from hn.config import Config, DataConfig
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
+from hn.diffusion.conditions.inpainting import check_base, check_files, of_files
+from hn.diffusion.conditions.views import SCORED
 from hn.diffusion.denoiser import Denoiser
-from hn.diffusion.inpainting import check_base, check_files, of_files
-from hn.diffusion.layout import check_layout
+from hn.diffusion.loading.layout import check_layout
 from hn.diffusion.memory.plan import Plan, blocks_of
 from hn.diffusion.objective import Objective
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.sharding import count_held
-from hn.diffusion.views import SCORED
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
 from hn.training.telling.status import Status

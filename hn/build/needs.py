@@ -7,7 +7,7 @@ import torch
 from hn.build.start import Start
 from hn.build.structure import expected
 from hn.config import Config
-from hn.diffusion.outline import Outline
+from hn.diffusion.loading.outline import Outline
 from hn.network.module import Hypernetwork
 from hn.training.optimizers import state_bytes
 

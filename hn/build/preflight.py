@@ -20,9 +20,9 @@ from hn.build.run import build_publisher, build_schedules, settings_fingerprint
 from hn.build.start import Start, build_start, check_fit, tell_hosts
 from hn.config import Config
 from hn.data.tally import Tally
-from hn.diffusion.layout import is_single_file
+from hn.diffusion.loading.layout import is_single_file
+from hn.diffusion.loading.outline import Outline
 from hn.diffusion.memory.plan import Plan
-from hn.diffusion.outline import Outline
 from hn.errors import HubError, OptionError, StorageError, UserError, listed
 from hn.hub.publisher import Publisher
 from hn.storage import existing_parent

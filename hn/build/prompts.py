@@ -12,7 +12,7 @@ from hn.data.tally import Tally
 from hn.data.words.captions import load_template
 from hn.data.words.prompts import EXAMPLES, Prompts
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.text_encoder import TextEncoder, TextPair
+from hn.diffusion.conditions.text_encoder import TextEncoder, TextPair
 from hn.errors import OptionError
 
 MIB = 2**20

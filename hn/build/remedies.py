@@ -10,8 +10,8 @@ from tqdm import tqdm
 from hn.build.estimates import GIB, estimate, step_of, unet_of
 from hn.build.models import DTYPES
 from hn.config import Config, OptimizerConfig
+from hn.diffusion.loading.outline import Outline
 from hn.diffusion.memory.plan import Plan, blocks_of
-from hn.diffusion.outline import Outline
 from hn.network.description import HypernetworkConfig
 
 SMALLER = (0.75, 0.5)  # of the resolution

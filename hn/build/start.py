@@ -12,13 +12,13 @@ from hn.build.models import check_inpainting
 from hn.build.structure import ANY_DIM, check_file, expected, layers_of, structure_of
 from hn.config import Config, ModelConfig, NetworkConfig
 from hn.data.tally import Tally
+from hn.diffusion.attending.kernels import choose_kernel
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.kernels import choose_kernel
-from hn.diffusion.layout import is_single_file
-from hn.diffusion.noising import check_zero_terminal_snr
+from hn.diffusion.conditions.text_encoder import check_clip_skip
+from hn.diffusion.loading.layout import is_single_file
+from hn.diffusion.loading.noising import check_zero_terminal_snr
+from hn.diffusion.loading.outline import Outline
 from hn.diffusion.objective.problem import check_range
-from hn.diffusion.outline import Outline
-from hn.diffusion.text_encoder import check_clip_skip
 from hn.errors import OptionError, shown
 from hn.network import files, portability, sidecar
 from hn.network.contents import Contents

@@ -11,10 +11,10 @@ from dataclasses import replace
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from hn.config import NetworkConfig
+from hn.diffusion.attending.places import block_names, dims_by_place
+from hn.diffusion.attending.strength import PARTS
 from hn.diffusion.attention import attention_layers
-from hn.diffusion.outline import Outline
-from hn.diffusion.places import block_names, dims_by_place
-from hn.diffusion.strength import PARTS
+from hn.diffusion.loading.outline import Outline
 from hn.errors import ModelError, OptionError, meant, shown
 from hn.network import families
 from hn.network.description import HypernetworkConfig

@@ -31,7 +31,7 @@ from hn.config import Config
 from hn.data.cache.caching import Cache
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.errors import DataError, OptionError
 from hn.evaluation import paired, range_test

@@ -51,7 +51,7 @@ class Ruler:
         """The length of each."""
         if self._tokenizer is None:
             return [len(caption.split()) for caption in captions]
-        from hn.diffusion.text_encoder import token_ids
+        from hn.diffusion.conditions.text_encoder import token_ids
 
         return [len(ids) for ids in token_ids(self._tokenizer, captions)] if captions else []
 

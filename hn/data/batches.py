@@ -15,7 +15,7 @@ from hn.data.cache.index import Index
 from hn.data.cache.latents import Latents
 from hn.data.order import Order
 from hn.data.words.prompts import Prompts
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 import hn
+from hn.diffusion.attending.strength import Choice, Strength, check_number
 from hn.diffusion.attention import Attachment, attach
-from hn.diffusion.strength import Choice, Strength, check_number
 from hn.errors import ModelError, OptionError, UserError, meant, shown
 from hn.network.module import Hypernetwork
 

@@ -24,12 +24,18 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from hn.diffusion.kernels import REPLACEABLE, Kernel, choose_kernel
-from hn.diffusion.places import check_fit, dims_by_place, divide, place_of
-from hn.diffusion.processor import DirectAttention, HypernetworkAttention, Reading
-from hn.diffusion.projections import Linears, Projections
-from hn.diffusion.recall import Recall, list_ingredients
-from hn.diffusion.strength import Choices, Timesteps, is_scheduled, measure_progress, resolve
+from hn.diffusion.attending.kernels import REPLACEABLE, Kernel, choose_kernel
+from hn.diffusion.attending.places import check_fit, dims_by_place, divide, place_of
+from hn.diffusion.attending.processor import DirectAttention, HypernetworkAttention, Reading
+from hn.diffusion.attending.projections import Linears, Projections
+from hn.diffusion.attending.recall import Recall, list_ingredients
+from hn.diffusion.attending.strength import (
+    Choices,
+    Timesteps,
+    is_scheduled,
+    measure_progress,
+    resolve,
+)
 from hn.errors import ModelError, OptionError
 
 _uncompiled: Any = torch.compiler.disable  # its annotations know no functions

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from hn.diffusion import sharding
 from hn.diffusion.attention import context_dims
-from hn.diffusion.condition import Condition
-from hn.diffusion.layout import is_single_file, reads_canvas
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.text_encoder import Syntax, TextEncoder, TextPair
+from hn.diffusion.conditions.views import View, numbers_of, time_ids
+from hn.diffusion.loading.layout import is_single_file, reads_canvas
+from hn.diffusion.loading.noising import has_zero_terminal_snr, prediction_of, settle
+from hn.diffusion.loading.parts import Parts, load_pretrained_vae
 from hn.diffusion.memory.quantisation import Quantisation, check_device, store_in_float8
-from hn.diffusion.noising import has_zero_terminal_snr, prediction_of, settle
 from hn.diffusion.objective import Prediction
-from hn.diffusion.parts import Parts, load_pretrained_vae
 from hn.diffusion.single_file.reading import load as load_file
 from hn.diffusion.single_file.reading import load_vae as load_vae_file
-from hn.diffusion.text_encoder import Syntax, TextEncoder, TextPair
-from hn.diffusion.views import View, numbers_of, time_ids
 from hn.errors import ModelError
 
 

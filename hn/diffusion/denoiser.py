@@ -11,10 +11,10 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from hn.diffusion.attending.kernels import Kernel
 from hn.diffusion.attention import Attachment, attach
 from hn.diffusion.compiled import CompiledBlocks
-from hn.diffusion.condition import Condition
-from hn.diffusion.kernels import Kernel
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.memory.plan import Arrangement, Plan, blocks_of
 from hn.diffusion.residuals import Residuals
 from hn.network.module import Hypernetwork

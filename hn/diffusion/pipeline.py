@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
-from hn.diffusion.inpainting import blank, reading
-from hn.diffusion.noising import GUIDANCE_RESCALE
-from hn.diffusion.views import BEAUTIFUL, PLAIN, SCORED
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.inpainting import blank, reading
+from hn.diffusion.conditions.views import BEAUTIFUL, PLAIN, SCORED
+from hn.diffusion.loading.noising import GUIDANCE_RESCALE
 from hn.storage import whole
 
 DRAWN_AT_ONCE = 4  # pictures

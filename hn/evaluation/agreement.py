@@ -14,7 +14,7 @@ from tqdm import tqdm
 from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.inpainting import blanks
+from hn.diffusion.conditions.inpainting import blanks
 from hn.evaluation import paired
 from hn.evaluation.paired import Pictures, Predict
 

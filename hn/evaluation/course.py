@@ -10,7 +10,7 @@ from hn import rng
 from hn.config import OptimizerConfig
 from hn.data.batches import Batches
 from hn.data.streaming.batches import StreamedBatches
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.objective import Objective
 from hn.training import optimizers
 from hn.training.schedule import Schedule

@@ -16,8 +16,8 @@ from hn import rng
 from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
-from hn.diffusion.views import View
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.views import View
 from hn.evaluation.intervals import Interval, of_mean
 
 BANDS = 4  # parts of the timesteps that are reported apart

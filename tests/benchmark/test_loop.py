@@ -10,7 +10,7 @@ from hn.benchmark.loop import Loop
 from hn.benchmark.ops import Ops
 from hn.benchmark.scene import build_scene
 from hn.config import ObjectiveConfig
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.objective import Objective
 from tests import runs

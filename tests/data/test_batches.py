@@ -16,8 +16,8 @@ from hn.data.pictures.framing import Framing, to_tensor
 from hn.data.pictures.images import examples, read_folder
 from hn.data.words.prompts import Prompts
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
-from hn.diffusion.text_encoder import AT_ONCE
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.text_encoder import AT_ONCE
 from hn.errors import NumericsError
 from tests import caches, golden
 

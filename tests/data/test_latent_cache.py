@@ -19,7 +19,7 @@ from hn.data.cache.store import Store
 from hn.data.cache.workers import Workers
 from hn.data.pictures.images import read_folder
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.errors import DataError, NumericsError
 from tests import caches, runs, tiny
 

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import hn
+from hn.diffusion.attending.kernels import sdpa
+from hn.diffusion.attending.processor import HypernetworkAttention
 from hn.diffusion.attention import context_dims
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
-from hn.diffusion.kernels import sdpa
-from hn.diffusion.processor import HypernetworkAttention
 from hn.errors import ModelError, OptionError
 from hn.network.module import Hypernetwork
 from tests import golden

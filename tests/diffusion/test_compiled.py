@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.errors import OptionError
 from tests import runs

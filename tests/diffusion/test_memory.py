@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hn.benchmark.memory import PeakMemory
 from hn.diffusion.attention import context_dims
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.choice import choose, climb
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of

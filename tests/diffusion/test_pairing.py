@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import hn
+from hn.diffusion.attending.places import dims_by_place
 from hn.diffusion.attention import attention_layers, context_dims
-from hn.diffusion.places import dims_by_place
 from hn.diffusion.surgery.folding import maps_of
 from hn.errors import ModelError
 from hn.network import families

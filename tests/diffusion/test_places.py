@@ -7,9 +7,9 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 import hn
+from hn.diffusion.attending.places import block_names, place_of
 from hn.diffusion.attention import attention_layers
 from hn.diffusion.denoiser import Condition, Denoiser
-from hn.diffusion.places import block_names, place_of
 from hn.diffusion.surgery import lora
 from hn.errors import ModelError
 from hn.network.contents import Contents

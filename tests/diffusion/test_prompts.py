@@ -2,7 +2,7 @@
 
 import pytest
 
-from hn.diffusion.prompts import COMMA_REACH, Token, chunks, parse
+from hn.diffusion.conditions.prompts import COMMA_REACH, Token, chunks, parse
 
 COMMA = 9
 

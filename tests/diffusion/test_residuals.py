@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.network.module import Hypernetwork
 from tests import tiny

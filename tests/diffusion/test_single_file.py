@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import hn
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import predict
 from hn.diffusion.single_file.reading import load_vae
 from hn.diffusion.single_file.vocabulary import build_tokenizer

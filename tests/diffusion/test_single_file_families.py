@@ -18,16 +18,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import hn
 from hn.diffusion.attention import attention_layers
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.views import View
 from hn.diffusion.denoiser import predict
-from hn.diffusion.outline import Outline
+from hn.diffusion.loading.outline import Outline
 from hn.diffusion.single_file import reading
 from hn.diffusion.single_file.architecture import Architecture
 from hn.diffusion.single_file.names import UNET, UNetNames
 from hn.diffusion.single_file.source import Source
 from hn.diffusion.single_file.texts import in_open_clip
 from hn.diffusion.surgery.baking import layers_in
-from hn.diffusion.views import View
 from hn.errors import ModelError
 from hn.network.sidecar import short_hash
 from tests import runs, single_files

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 import hn
-from hn.diffusion.strength import measure_progress
+from hn.diffusion.attending.strength import measure_progress
 from hn.errors import OptionError
 from tests.diffusion.test_attention import make_inputs, make_net, predict
 from tests.tiny import CONTEXT_DIM, make_unet

@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hn import demo
-from hn.diffusion.condition import stack_contexts
-from hn.diffusion.text_encoder import TextEncoder, emphasise
+from hn.diffusion.conditions.condition import stack_contexts
+from hn.diffusion.conditions.text_encoder import TextEncoder, emphasise
 from hn.errors import NumericsError, OptionError
 from tests import golden
 

@@ -14,7 +14,7 @@ from hn import build
 from hn.build.start import Start
 from hn.config import Config, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from hn.diffusion import objective
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.training import optimizers
 from hn.training.keeping import adoption

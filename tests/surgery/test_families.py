@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import hn
 from hn.diffusion.attention import context_dims
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import predict
 from hn.diffusion.single_file import reading
 from hn.diffusion.surgery import lora, lora_file

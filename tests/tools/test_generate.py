@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import hn
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.generation import infotext
 from hn.diffusion.generation.samplers import SAMPLERS, make_scheduler
 from hn.diffusion.pipeline import Painter

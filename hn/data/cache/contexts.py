@@ -9,8 +9,8 @@ from hn.data.cache.store import Store, key_of
 from hn.data.cache.tensor_files import OF_PROMPTS
 from hn.data.cache.workers import ALONE, Workers
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
-from hn.diffusion.views import View
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.views import View
 
 PER_SHARD = 256
 KEPT = 2**30  # bytes of contexts in memory; more only come up where tags are shuffled

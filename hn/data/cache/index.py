@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from hn.data.cache.store import Store
 from hn.data.cache.tensor_files import KEY_BYTES, write_table
-from hn.diffusion.views import View
+from hn.diffusion.conditions.views import View
 from hn.errors import DataError
 
 FORMAT = 1

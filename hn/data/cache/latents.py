@@ -8,7 +8,7 @@ from torch import Tensor
 from hn import rng
 from hn.data.cache.index import Index
 from hn.data.cache.store import Store
-from hn.diffusion.views import View
+from hn.diffusion.conditions.views import View
 from hn.errors import DataError
 
 HELD = 2**26  # bytes of latents in memory, of the first that come up: 1,000 of 512 x 512

@@ -8,7 +8,7 @@ from hn.data.cache.store import key_of
 from hn.data.pictures.decoding import Example
 from hn.data.pictures.framing import Frame
 from hn.data.pictures.holes import Hole
-from hn.diffusion import inpainting
+from hn.diffusion.conditions import inpainting
 
 
 @dataclass(frozen=True)

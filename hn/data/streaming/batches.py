@@ -14,9 +14,9 @@ from hn.data.batches import Batch
 from hn.data.streaming.chunks import Decoder, Progress, Ready
 from hn.data.streaming.prefetch import ahead
 from hn.data.streaming.samples import Sample
-from hn.diffusion import inpainting
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions import inpainting
+from hn.diffusion.conditions.condition import Condition
 from hn.errors import NumericsError
 
 DECODED = 4  # micro-batches that wait

@@ -20,7 +20,7 @@ from hn.data.pictures.framing import (
     to_levels,
     to_tensor,
 )
-from hn.diffusion.views import View
+from hn.diffusion.conditions.views import View
 from hn.errors import DataError
 
 

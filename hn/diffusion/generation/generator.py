@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 import hn
 from hn import demo
-from hn.diffusion import inpainting
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions import inpainting
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.views import SCORED
 from hn.diffusion.generation import infotext
 from hn.diffusion.generation.samplers import make_scheduler
 from hn.diffusion.generation.settings import GenerationSettings
 from hn.diffusion.pipeline import Painter, bare_pipeline, grid, save_picture
 from hn.diffusion.tags import ENDINGS, Tags, find_hypernetwork, parse_prompt_tags, write_tag
-from hn.diffusion.views import SCORED
 from hn.errors import ModelError, OptionError, shown
 from hn.storage import prove_writable
 

@@ -32,7 +32,7 @@ def make_scheduler(name: str, base: Any) -> Any:
     """
     import diffusers
 
-    from hn.diffusion.noising import has_zero_terminal_snr
+    from hn.diffusion.loading.noising import has_zero_terminal_snr
 
     class_name, changes = SAMPLERS[name]
     made = getattr(diffusers, class_name).from_config(base.config, **changes)

@@ -18,11 +18,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hn.benchmark.memory import PeakMemory
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.views import SIZES
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import Quantisation, store_in_float8
-from hn.diffusion.views import SIZES
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
 

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from hn.diffusion.loading.parts import Parts
 from hn.diffusion.memory.quantisation import Quantisation
 from hn.diffusion.objective import Prediction
-from hn.diffusion.parts import Parts
 from hn.diffusion.single_file.architecture import Architecture, vae_config
 from hn.diffusion.single_file.names import UNET, VAE, UNetNames, vae_name
 from hn.diffusion.single_file.source import Source, opened

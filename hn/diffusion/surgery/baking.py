@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hn.diffusion.places import place_of
+from hn.diffusion.attending.places import place_of
+from hn.diffusion.attending.strength import Choices
 from hn.diffusion.single_file.writing import entries_of, weights_of
-from hn.diffusion.strength import Choices
 from hn.diffusion.surgery.folding import Maps, maps_of
 from hn.diffusion.surgery.layer import Exactness, LayerWeights, measure
 from hn.diffusion.surgery.tensor_files import TensorFile, write

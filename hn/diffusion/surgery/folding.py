@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hn.diffusion.adapters import unet_of
+from hn.diffusion.attending.places import check_fit, dims_by_place, place_of
+from hn.diffusion.attending.strength import Choices, is_scheduled, resolve
 from hn.diffusion.attention import attention_layers, check_layers
-from hn.diffusion.places import check_fit, dims_by_place, place_of
-from hn.diffusion.strength import Choices, is_scheduled, resolve
 from hn.diffusion.surgery.layer import LayerWeights
 from hn.errors import ModelError, OptionError
 from hn.network.surgery.affine import Affine, affine_of, check_linear

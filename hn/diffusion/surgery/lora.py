@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from hn.diffusion.attending.places import dims_by_place, place_of
+from hn.diffusion.attending.strength import Choices
 from hn.diffusion.attention import attention_layers
-from hn.diffusion.places import dims_by_place, place_of
-from hn.diffusion.strength import Choices
 from hn.diffusion.surgery.folding import Folding, Maps, maps_of
 from hn.network.surgery import regression
 from hn.network.surgery.affine import WIDE, Affine

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hn.diffusion.attending.strength import Choices
 from hn.diffusion.attention import attention_layers
 from hn.diffusion.single_file.names import UNetNames
-from hn.diffusion.strength import Choices
 from hn.diffusion.surgery.baking import METADATA, told
 from hn.diffusion.surgery.lora import Lora
 from hn.storage import write_bytes

@@ -8,9 +8,9 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
+from hn.diffusion.attending.places import place_of
+from hn.diffusion.attending.strength import Choices, resolve
 from hn.diffusion.attention import attention_layers
-from hn.diffusion.places import place_of
-from hn.diffusion.strength import Choices, resolve
 from hn.diffusion.surgery.noted import Begin, Kept, Noted, Texts
 from hn.network.module import transform_context
 

@@ -15,14 +15,14 @@ from hn.demo.pictures import caption, sample_scene
 from hn.diffusion import objective
 from hn.diffusion.attention import attach
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.condition import Condition
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.inpainting import blanks
+from hn.diffusion.conditions.views import View
 from hn.diffusion.denoiser import predict
-from hn.diffusion.inpainting import blanks
 from hn.diffusion.pipeline import Painter
 from hn.diffusion.surgery.noted import Kept
 from hn.diffusion.surgery.options import FEWEST, ProbeOptions
 from hn.diffusion.surgery.probing import PROMPTS, WORDS, Probe
-from hn.diffusion.views import View
 from hn.network.module import Hypernetwork
 
 DRAWN = 16  # prompts; others are looked at once

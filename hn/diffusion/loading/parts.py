@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from hn.diffusion.layout import check_layout, layout_of
+from hn.diffusion.loading.layout import check_layout, layout_of
 from hn.diffusion.memory.quantisation import Quantisation, loading_options
 from hn.errors import ModelError
 

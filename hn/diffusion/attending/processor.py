@@ -7,9 +7,9 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from hn.diffusion.kernels import Attend
-from hn.diffusion.projections import Contexts, Projected
-from hn.diffusion.strength import Choices, resolve
+from hn.diffusion.attending.kernels import Attend
+from hn.diffusion.attending.projections import Contexts, Projected
+from hn.diffusion.attending.strength import Choices, resolve
 from hn.network.module import Stack, transform_context
 
 

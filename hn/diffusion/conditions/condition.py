@@ -15,9 +15,8 @@ class Condition:
     """Of B pictures: the `context` (B, T, D) that attention reads.
 
     Stable Diffusion XL is told more, by way of the embedding of the timestep: its `pooled` text
-    (B, P), and `time_ids` (B, 6), of its refiner (B, 5), which `hn.diffusion.views` makes. An
-    inpainting model reads a `canvas` (B, 1 + C, h, w) beside the noisy latents, which
-    `hn.diffusion.inpainting` makes.
+    (B, P), and `time_ids` (B, 6), of its refiner (B, 5), which `views` makes. An inpainting model
+    reads a `canvas` (B, 1 + C, h, w) beside the noisy latents, which `inpainting` makes.
     """
 
     context: Tensor

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from hn.diffusion.strength import PARTS, Choices
+from hn.diffusion.attending.strength import PARTS, Choices
 from hn.errors import ModelError
 from hn.network.families import check_pairing
 from hn.network.module import Hypernetwork

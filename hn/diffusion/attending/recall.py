@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from hn.diffusion.processor import Reading
-from hn.diffusion.projections import Linears
+from hn.diffusion.attending.processor import Reading
+from hn.diffusion.attending.projections import Linears
 
 KEPT = 2  # texts: samplers that guide in two calls show two in turn
 

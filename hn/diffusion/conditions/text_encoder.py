@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from hn.diffusion.condition import Condition
-from hn.diffusion.prompts import Token, chunks, parse
+from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.prompts import Token, chunks, parse
 from hn.errors import ModelError, NumericsError, OptionError
 
 Syntax = Literal["plain", "webui"]

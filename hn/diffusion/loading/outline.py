@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from hn.diffusion.attention import context_dims
-from hn.diffusion.layout import is_single_file, layout_of, parsed, reads_canvas
+from hn.diffusion.loading.layout import is_single_file, layout_of, parsed, reads_canvas
 from hn.diffusion.objective import Prediction
 from hn.diffusion.single_file.reading import read_architecture
 from hn.errors import ModelError

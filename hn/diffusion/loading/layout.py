@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hn.diffusion import views
+from hn.diffusion.conditions import views
 from hn.errors import ModelError
 from hn.hub_access import remedy
 
@@ -40,7 +40,7 @@ def is_single_file(name: str) -> bool:
 class Layout:
     """Which parts a base model has, each in a folder of its name.
 
-    `zeros_for_empty`: as in `hn.diffusion.parts`, where `model_index.json` says it.
+    `zeros_for_empty`: as in `hn.diffusion.loading.parts`, where `model_index.json` says it.
     """
 
     parts: tuple[str, ...]

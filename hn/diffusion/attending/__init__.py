@@ -1,0 +1,1 @@
+"""How a layer of attention reads through hypernetworks; `hn.diffusion.attention` attaches them."""
