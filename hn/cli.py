@@ -20,6 +20,7 @@ from hn.errors import INTERRUPTED, OptionError, UserError, meant
 from hn.limits import check
 
 RECIPES = Path(__file__).parent / "recipes"
+SPARED = ("bitsandbytes", "peft", "xformers")  # packages that most runs do not use
 # Of what `accelerate launch` can be configured to, what has no effect here, and what has.
 NOT_LAUNCHED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed deals out what is trained, which is small here: launch "
@@ -102,8 +103,15 @@ def spare_imports(config: Config) -> None:
     in_use = optimizer.use_8bit_adam or "." in optimizer.optimizer
     in_use = in_use or config.memory.quantize_base in ("int8", "nf4")
     if not (in_use or model.enable_xformers_memory_efficient_attention):
-        for name in ("bitsandbytes", "peft", "xformers"):
+        for name in SPARED:
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's word for absent
+
+
+def regain_imports() -> None:
+    """Let what was spared be imported after all, by what asks what it would bring."""
+    for name in SPARED:
+        if name in sys.modules and sys.modules[name] is None:
+            del sys.modules[name]
 
 
 def find_recipe(name: str) -> Path:

@@ -195,6 +195,8 @@ def test_what_is_not_used_is_taken_for_absent(monkeypatch, flags, spared):
         patch.setattr(sys, "modules", {})
         cli.spare_imports(config)
         found = dict(sys.modules)
+        cli.regain_imports()
+        assert not sys.modules
     assert found == (dict.fromkeys(("bitsandbytes", "peft", "xformers")) if spared else {})
 
 

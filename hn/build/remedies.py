@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hn import cli
 from hn.build.estimates import GIB, estimate, step_of, unet_of
 from hn.build.models import DTYPES
 from hn.config import Config, OptimizerConfig
@@ -49,6 +50,7 @@ def remedies(run: Run, room: int, *, quiet: bool = False) -> list[Remedy]:
     """What each change takes alone; then as many of them together as it takes to fit `room` bytes,
     or all that there are, if none does alone. A rehearsal each.
     """
+    cli.regain_imports()  # an optimizer that is not used yet is asked for its state
     changes = [*_changes(run.config)]
     bar = tqdm(changes, "what would fit", unit=" settings", leave=False, disable=quiet)
     found = [Remedy(words, run.least(_changed(run.config, it))) for words, it in bar]

@@ -13,11 +13,11 @@ from hn import rng
 from hn.data.pictures.decoding import Example
 from hn.data.pictures.framing import Frame, cut_out
 from hn.data.pictures.masks import read_mask
+from hn.diffusion.conditions.inpainting import MIDDLE
 from hn.errors import DataError
 
 WHOLE = 0.25  # chance that everything is to be painted, as Stable Diffusion's were trained
 MOST = 4  # rectangles and strokes
-MIDDLE = 128  # levels from here on are to be painted
 
 
 @dataclass(frozen=True)

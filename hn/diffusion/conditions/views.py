@@ -18,10 +18,8 @@ from hn.errors import ModelError
 
 SIZES = 6
 SCORED = 5  # numbers of the refiner
-BEAUTIFUL, PLAIN = (
-    6.0,
-    2.5,
-)  # what the refiner is led to, and away from; diffusers' and the web UI's
+# Scores of what the refiner is led to, and away from; diffusers' and the web UI's.
+BEAUTIFUL, PLAIN = 6.0, 2.5
 
 
 class View(NamedTuple):
