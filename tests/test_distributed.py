@@ -66,7 +66,7 @@ def alone(model, pictures, tmp_path_factory):
     ("command", "changes", "tolerance"),
     [
         pytest.param(runs.TORCHRUN, {}, 2e-6, id="torchrun"),
-        pytest.param(launcher("cpu"), {}, 2e-6, id="cpu"),
+        pytest.param(launcher("cpu"), {}, 2e-6, id="cpu", marks=pytest.mark.slow),
         pytest.param(launcher("ddp", "--num_processes", "2"), {}, 2e-6, id="ddp"),
         pytest.param(
             launcher("fsdp2", "--num_processes", "2"),
@@ -141,6 +141,7 @@ def test_ranks_hold_identical_weights_and_end_together(model, pictures, tmp_path
     assert ranks[0] == ranks[1]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_than_expected_is_refused(model, pictures, tmp_path):
     """`accelerate launch --cpu --num_processes 2` starts one."""
     command = [*runs.ACCELERATE, "--cpu", "--num_processes", "2", runs.SCRIPT]

@@ -214,7 +214,9 @@ def unstopped(model, pictures, tmp_path_factory):
     return (folder / "run/run.pt").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_stopped_process_resumes_to_the_same_bits(model, pictures, tmp_path, number, unstopped):
     """SIGTERM saves and leaves with 75; after SIGKILL the last checkpoint is there."""

@@ -82,6 +82,7 @@ def test_operations_of_a_step_of_stable_diffusion_1(widths, most):
     assert ops.count <= most
 
 
+@pytest.mark.slow
 def test_activations_of_stable_diffusion_1_take_a_third_of_the_web_uis():
     """At 512 pixels in bfloat16, every width trained."""
     scene = _counted("sd15", precision="bf16")

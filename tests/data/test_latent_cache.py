@@ -353,16 +353,14 @@ def tool_flags(model, pictures, output, **changes):
     return ["-o", str(output / "cache"), *flags]
 
 
-@pytest.mark.parametrize(
-    "kills", [(5, 6.5), pytest.param((4, 5, 5.5, 6, 6.5, 7, 8), marks=pytest.mark.slow)]
-)
-def test_the_tool_survives_kills_at_any_moment(model, tmp_path, kills):
+@pytest.mark.slow
+def test_the_tool_survives_kills_at_any_moment(model, tmp_path):
     """Processes are killed after more and more seconds; the last one is not."""
     folder = tiny.make_pictures(tmp_path / "set", 600, size=(40, 32))
     flags = tool_flags(model, folder, tmp_path, resolution=32)
     whole = runs.run(TOOL, ["-o", str(tmp_path / "whole"), *flags[2:]])
     assert whole.returncode == 0, whole.stderr
-    for seconds in kills:
+    for seconds in (4, 5, 5.5, 6, 6.5, 7, 8):
         with runs.start(TOOL, flags) as process:
             time.sleep(seconds)
             os.killpg(process.pid, signal.SIGKILL)
@@ -373,6 +371,7 @@ def test_the_tool_survives_kills_at_any_moment(model, tmp_path, kills):
     assert kept == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_of_the_tool_make_the_cache_of_one(model, pictures, tmp_path):
     for name, launcher in (("one", TOOL), ("two", TORCHRUN)):
         flags = tool_flags(model, pictures, tmp_path / name, validation_data_dir=pictures)

@@ -74,7 +74,7 @@ def ports(count):
     "cells",
     [pytest.param(SHORT, id="short"), pytest.param(CELLS, marks=pytest.mark.slow, id="all")],
 )
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_it_trains_and_resumes(model, pictures, tmp_path, monkeypatch, cells, processes):
     if cells is SHORT and processes == 2:
