@@ -6,6 +6,7 @@ prompts count, so all see the same noise.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from tqdm import tqdm
 from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.conditions.inpainting import blanks
 from hn.evaluation import paired
 from hn.evaluation.paired import Pictures, Predict
 
@@ -30,12 +30,10 @@ def errors(
     draws: int = paired.DRAWS,
 ) -> Tensor:
     """The loss (N, P) of each picture of latents (N, C, h, w) with each of the prompts."""
-    names = [str(number) for number in range(len(latents))]
-    canvases = blanks(base, latents)
+    drawn_ones = Pictures.drawn(latents, [""] * len(latents), base, contexts)
     found = torch.empty(len(latents), len(prompts))
     for column, prompt in enumerate(tqdm(prompts, "agreement", leave=False)):
-        asked = [prompt] * len(latents)
-        pictures = Pictures(list(latents), None, asked, names, contexts, canvases=canvases)
+        pictures = replace(drawn_ones, prompts=[prompt] * len(latents))
         for rows in pictures.batches(draws):
             drawn = paired.draw(pictures, rows, draws, base, seed)
             prediction = predict(

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from hn.data.cache.contexts import Contexts
 from hn.diffusion.base_model import BaseModel
-from hn.diffusion.conditions.inpainting import blanks
 from hn.evaluation import paired
 from hn.evaluation.paired import Pictures, Predict
 
@@ -35,11 +34,7 @@ class Drift:
         self, latents: Tensor, prompts: Sequence[str], base: BaseModel, contexts: Contexts,
         predict: Predict, seed: int, draws: int = paired.DRAWS,
     ) -> None:  # fmt: skip
-        names = [str(number) for number in range(len(latents))]
-        canvases = blanks(base, latents)
-        self._pictures = Pictures(
-            list(latents), None, list(prompts), names, contexts, canvases=canvases
-        )
+        self._pictures = Pictures.drawn(latents, prompts, base, contexts)
         self._base = base
         self._seed = seed
         self._draws = draws

@@ -4,7 +4,7 @@ The same picture, noise and timestep on both sides: what is left of the differen
 hypernetwork. A picture is drawn `draws` times, once from each of as many parts of the timesteps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -17,6 +17,7 @@ from hn.data.cache.contexts import Contexts
 from hn.diffusion import objective
 from hn.diffusion.base_model import BaseModel
 from hn.diffusion.conditions.condition import Condition
+from hn.diffusion.conditions.inpainting import blanks
 from hn.diffusion.conditions.views import View
 from hn.evaluation.intervals import Interval, of_mean
 
@@ -41,6 +42,17 @@ class Pictures:
     contexts: Contexts
     views: list[View] | None = None
     canvases: list[Tensor] | Tensor | None = None  # N times (1 + C, h, w), if it is for inpainting
+
+    @classmethod
+    def drawn(
+        cls, latents: Tensor, prompts: Sequence[str], base: BaseModel, contexts: Contexts
+    ) -> Self:
+        """Pictures of latents (N, C, h, w) that the base model drew, on blank canvases if on any;
+        they are called by their numbers.
+        """
+        names = [str(number) for number in range(len(latents))]
+        canvases = blanks(base, latents)
+        return cls(list(latents), None, list(prompts), names, contexts, canvases=canvases)
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -230,8 +230,7 @@ def verify(dataset: Dataset, encoder: Encoder, index: Index, store: Store, count
     examples = examples_of(dataset.select(rows))
     worst, name, entries = 0.0, "", 0
     for row, example in tqdm(zip(rows, examples, strict=True), "verifying", len(rows), leave=False):
-        found = survey(example)
-        again = Job(example, encoder.variants_of(found) + encoder.canvases_of(found))
+        again = Job(example, encoder.entries_of(survey(example)))
         moments = {key: it for done in encoder.encode([again]) for key, it in done.moments.items()}
         for key, kept in zip(index.entries(row), store.read(index.entries(row)), strict=True):
             mean, expected = (_latents(it) for it in (kept, moments[key]))

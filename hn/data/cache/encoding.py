@@ -103,7 +103,12 @@ class Encoder:
             for frame in frames
         ]
 
-    def canvases_of(self, found: Survey) -> list[Variant]:
+    def entries_of(self, found: Survey) -> list[Variant]:
+        """All that is encoded of a picture: its variants, then their canvases."""
+        variants = self.variants_of(found)
+        return variants + self._canvases(found, variants)
+
+    def _canvases(self, found: Survey, variants: Sequence[Variant]) -> list[Variant]:
         """What an inpainting model reads beside each of the variants: as many for all of these,
         those of the first one first. Of other models none.
         """
@@ -115,7 +120,7 @@ class Encoder:
             holes = [Hole(own)]
         return [
             replace(variant, key=canvas_key(variant.key, hole, found.mask), hole=hole)
-            for variant in self.variants_of(found)
+            for variant in variants
             for hole in holes
         ]
 

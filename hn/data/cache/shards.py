@@ -86,7 +86,7 @@ class Shards:
             if isinstance(found, DataError):
                 self._faults.append(str(found))
             else:
-                variants = self._encoder.variants_of(found) + self._encoder.canvases_of(found)
+                variants = self._encoder.entries_of(found)
                 yield Row(number, name, found, variants, self._encoder.weights_key(found))
 
     def _encode(self, rows: list[Row]) -> set[int]:
