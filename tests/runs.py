@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -130,6 +131,18 @@ def largest_difference(first: Path, second: Path, *, without: str = "-") -> floa
     ours, theirs = hn.load(first).tensors(), hn.load(second).tensors()
     assert ours.keys() == theirs.keys()
     return max(float((ours[k] - theirs[k]).abs().max()) for k in ours if without not in k)
+
+
+def train_and_resume(flags: list[str], folder: Path) -> tuple[Path, Path]:
+    """A run of 4 steps in `folder`, and the same gone on with from its checkpoint at step 2."""
+    forget_accelerate()
+    assert train_here(flags) == 0
+    whole = shutil.copytree(folder / "run", folder / "whole")
+    shutil.rmtree(folder / "run/checkpoints/step-00000004")
+    forget_accelerate()
+    assert train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    forget_accelerate()
+    return whole, folder / "run"
 
 
 def same_tensors(first: Path, second: Path) -> bool:

@@ -190,14 +190,7 @@ def trained(folder, with_masks, tmp_path_factory):
         validation_prompt=["a star"], validation_inference_steps=2, inpainting_masks="both",
         gradient_accumulation_steps=2, random_flip=True, activation_func="linear",
     )  # fmt: skip
-    runs.forget_accelerate()
-    assert runs.train_here(flags) == 0
-    whole = shutil.copytree(runs_in / "run", runs_in / "whole")
-    shutil.rmtree(runs_in / "run/checkpoints/step-00000004")
-    runs.forget_accelerate()
-    assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
-    runs.forget_accelerate()
-    return whole, runs_in / "run"
+    return runs.train_and_resume(flags, runs_in)
 
 
 def test_it_trains_draws_measures_and_resumes_to_the_bit(trained):

@@ -1,7 +1,6 @@
 """A tiny base model shaped as Stable Diffusion 2, through everything."""
 
 import json
-import shutil
 from typing import Any
 
 import pytest
@@ -35,14 +34,7 @@ def trained(two, pictures, tmp_path_factory):
         validation_prompt=["a star"], validation_inference_steps=2, activation_func="linear",
         snr_gamma=5,
     )  # fmt: skip
-    runs.forget_accelerate()
-    assert runs.train_here(flags) == 0
-    whole = shutil.copytree(folder / "run", folder / "whole")
-    shutil.rmtree(folder / "run/checkpoints/step-00000004")
-    runs.forget_accelerate()
-    assert runs.train_here([*flags, "--resume_from_checkpoint", "latest"]) == 0
-    runs.forget_accelerate()
-    return whole, folder / "run"
+    return runs.train_and_resume(flags, folder)
 
 
 def test_it_trains_draws_measures_and_resumes_to_the_bit(trained):
