@@ -20,7 +20,7 @@ from hn.diffusion.loading.noising import check_zero_terminal_snr
 from hn.diffusion.loading.outline import Outline
 from hn.diffusion.objective.problem import check_range
 from hn.errors import OptionError, shown
-from hn.network import files, portability, sidecar
+from hn.network import families, files, portability, sidecar
 from hn.network.contents import Contents
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
@@ -53,7 +53,7 @@ def build_start(config: Config, accelerator: Accelerator, tally: Tally | None = 
         accelerator.print(remark)
     start = _read(config, tally or Tally())
     if start.hypernetwork is None:
-        new_hypernetwork(layers_of(config.network), config.training.seed)
+        Hypernetwork.drawn(layers_of(config.network), config.training.seed)
     else:
         step, beside = start.hypernetwork.provenance.step, start.optimizer is not None
         accelerator.print(
@@ -72,11 +72,11 @@ def tell_hosts(
     """
     network, known = config.network, () if outline is None else outline.dims
     # The text's width decides which hosts know the base model; all of them are large to make.
-    text = tuple(dim for dim in known if dim == portability.SDXL_WIDTH)
+    text = tuple(dim for dim in known if dim == families.XL.text)
     described = layers_of(network, text or (ANY_DIM,))
     if network.train_blocks or network.per_block:
         described = expected(network, outline)
-    trial = start.hypernetwork or new_hypernetwork(described, config.training.seed)
+    trial = start.hypernetwork or Hypernetwork.drawn(described, config.training.seed)
     verdicts = portability.in_words(portability.judge(artifacts.shared(trial)))
     accelerator.print(f"where {config.network.name}.pt will run:\n{portability.as_lines(verdicts)}")
 
@@ -89,7 +89,7 @@ def build_hypernetwork(config: Config, base: BaseModel, start: Start) -> Hyperne
     hypernetwork = start.hypernetwork
     if hypernetwork is None:
         described = structure_of(network, base.unet, base.name)
-        hypernetwork = new_hypernetwork(described, config.training.seed)
+        hypernetwork = Hypernetwork.drawn(described, config.training.seed)
     else:
         check_file(hypernetwork.config, base.unet, base.name)
     file = _single_file(config.model)
@@ -201,11 +201,6 @@ def _settings_of(described: HypernetworkConfig) -> dict[str, Any]:
         "train_blocks": described.blocks,
         "per_block": bool(described.block_dims),
     }
-
-
-def new_hypernetwork(described: HypernetworkConfig, seed: int) -> Hypernetwork:
-    """One of that structure. Raises `ModelError` for what cannot be built."""
-    return Hypernetwork.drawn(described, seed)
 
 
 def _info(config: Config) -> str:

@@ -16,17 +16,17 @@ from hn.hub.checkpoints import checkpoint_path
 from hn.hub.public import is_remote, public, public_settings, shown_as_is, table
 from hn.network import families, files, portability, sharing
 from hn.network.contents import Contents
+from hn.network.families import SD_1, SD_2, XL, XL_REFINER, Family
 from hn.network.remote import NAMED
 
 PREVIEW = "preview.png"
 MARK = "hypernetwork"  # the tag by which a card is known as one of these
-XL, REFINER = "Stable Diffusion XL", "the refiner of Stable Diffusion XL"
 _CALL = 'pipeline("a prompt")'
 _PIPELINES = {
-    "Stable Diffusion 1": ("StableDiffusionPipeline", _CALL),
-    "Stable Diffusion 2": ("StableDiffusionPipeline", _CALL),
+    SD_1: ("StableDiffusionPipeline", _CALL),
+    SD_2: ("StableDiffusionPipeline", _CALL),
     XL: ("StableDiffusionXLPipeline", _CALL),
-    REFINER: ("StableDiffusionXLImg2ImgPipeline", 'pipeline("a prompt", image=picture)'),
+    XL_REFINER: ("StableDiffusionXLImg2ImgPipeline", 'pipeline("a prompt", image=picture)'),
 }
 """Diffusers' class for a family of base models, and how it is asked for a picture."""
 
@@ -53,9 +53,9 @@ class Subject:
         return files.read(self.file)
 
     @property
-    def families(self) -> list[str]:
+    def families(self) -> list[Family]:
         """The base models that have its widths; none of those known, if it is for another."""
-        return [family.name for family in families.candidates(self.contents.config.dims)]
+        return families.candidates(self.contents.config.dims)
 
     @property
     def base_model(self) -> str:
@@ -90,7 +90,7 @@ def write_run_card(subject: Subject) -> str:
 def _front_matter(subject: Subject) -> str:
     model = subject.config.model.pretrained_model_name_or_path
     remote, possible = is_remote(model), set(subject.families)
-    xl = ["stable-diffusion-xl"] if possible and possible <= {XL, REFINER} else []
+    xl = ["stable-diffusion-xl"] if possible and possible <= {XL, XL_REFINER} else []
     data = ModelCardData(
         license=subject.config.hub.hub_license or "unknown",
         base_model=model if remote else None,

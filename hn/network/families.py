@@ -27,12 +27,11 @@ class Family:
         return frozenset({self.text, *self.own})
 
 
-FAMILIES = (
-    Family("Stable Diffusion 1", 768, (320, 640, 1280)),
-    Family("Stable Diffusion 2", 1024, (320, 640, 1280)),
-    Family("Stable Diffusion XL", 2048, (640, 1280)),
-    Family("the refiner of Stable Diffusion XL", 1280, (768, 1536)),
-)
+SD_1 = Family("Stable Diffusion 1", 768, (320, 640, 1280))
+SD_2 = Family("Stable Diffusion 2", 1024, (320, 640, 1280))
+XL = Family("Stable Diffusion XL", 2048, (640, 1280))
+XL_REFINER = Family("the refiner of Stable Diffusion XL", 1280, (768, 1536))
+FAMILIES = (SD_1, SD_2, XL, XL_REFINER)
 
 
 def candidates(dims: Iterable[int]) -> list[Family]:

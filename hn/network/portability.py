@@ -16,10 +16,10 @@ from hn.errors import shown
 from hn.network import comfyui, container, files, sharing
 from hn.network.a1111 import named_values, unread
 from hn.network.contents import Contents
+from hn.network.families import XL
 from hn.network.numpy_numbers import SCALAR
 
 OVER_BATCH = ("softmax", "softmax2d", "softmin", "logsoftmax")
-SDXL_WIDTH = 2048
 HALF_MAX = 65504.0
 _CONVERT = "tools/convert.py writes it as every host reads it"
 _RECORDS = re.compile(r"data\.pkl|version|data/\d+")
@@ -166,10 +166,10 @@ def _a1111(contents: Contents) -> Iterator[Finding]:
     others = [key for key in unread(contents) if key not in widths]
     if others:
         yield Finding(Outcome.SAME, f"it does not read {shown(others)}")
-    if SDXL_WIDTH in contents.config.dims:
+    if XL.text in contents.config.dims:
         yield Finding(
             Outcome.SAME,
-            f"from version 1.5 on: older ones know no Stable Diffusion XL (width {SDXL_WIDTH})",
+            f"from version 1.5 on: older ones know no Stable Diffusion XL (width {XL.text})",
         )
     yield from _too_large_for_half(contents)
 

@@ -14,11 +14,11 @@ from hn.diffusion.attention import attention_layers
 from hn.diffusion.single_file.names import UNetNames
 from hn.diffusion.surgery.baking import METADATA, told
 from hn.diffusion.surgery.lora import Lora
+from hn.network.families import SD_2
 from hn.storage import write_bytes
 
 Format = Literal["kohya", "diffusers"]
 """kohya: of kohya's trainer, which the web UI and ComfyUI read. diffusers: of PEFT."""
-WIDTH_2 = 1024  # of Stable Diffusion 2's text
 
 
 def write(lora: Lora, path: Path, kind: Format, rank: int, stack: Choices, unet: Any) -> None:
@@ -36,7 +36,7 @@ def write(lora: Lora, path: Path, kind: Format, rank: int, stack: Choices, unet:
 
 def _read_by_web_ui(rank: int, unet: Any) -> dict[str, str]:
     """It lists a LoRA only beside base models of its kind, which is the first without a word."""
-    kind = {"ss_v2": str(unet.config["cross_attention_dim"] == WIDTH_2)}
+    kind = {"ss_v2": str(unet.config["cross_attention_dim"] == SD_2.text)}
     if _is_xl(unet):
         kind |= {"ss_base_model_version": "sdxl_base_v1-0"}
     size = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
