@@ -8,12 +8,10 @@ Known from settings and the model's configuration alone: no weight is read.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
 
 from hn.build.structure import structure_of
 from hn.config import Config
@@ -23,8 +21,8 @@ from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import stored_nbytes
 from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse, rehearse_drawing
 from hn.diffusion.pipeline import DRAWN_AT_ONCE
+from hn.network.contents import skeleton
 from hn.network.description import HypernetworkConfig
-from hn.network.module import Hypernetwork
 from hn.training import optimizers
 
 GIB, MIB = 2**30, 2**20
@@ -62,16 +60,14 @@ def step_of(
     Contexts are taken to be one chunk long, and pictures as large as the resolution.
     """
     training = config.training
-    unet, vae = outline.parts["unet"], outline.parts["vae"]
-    described = json.dumps(unet, sort_keys=True)
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    described = json.dumps(outline.parts["unet"], sort_keys=True)
     return Step(
         unet=described,
         network=network or structure_of(config.network, meta_unet(described, dtype), outline.name),
         dtype=dtype,
         batch=training.train_batch_size,
-        height=config.data.size[1] // scale,
-        width=config.data.size[0] // scale,
+        height=config.data.size[1] // outline.downscaling,
+        width=config.data.size[0] // outline.downscaling,
         tokens=outline.tokens,
         quantisation=config.memory.quantize_base,
         note_residuals=config.objective.residual_penalty > 0,
@@ -139,9 +135,4 @@ def unet_of(step: Step) -> UNet2DConditionModel:
 
 
 def _weights(step: Step) -> int:
-    with torch.device("meta"):
-        return _nbytes(Hypernetwork(step.network, draw_weights=False).parameters())
-
-
-def _nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(weight.nbytes for weight in skeleton(step.network).parameters())

@@ -8,6 +8,7 @@ from hn.build.start import Start
 from hn.build.structure import expected
 from hn.config import Config
 from hn.diffusion.loading.outline import Outline
+from hn.network.contents import skeleton
 from hn.network.module import Hypernetwork
 from hn.training.optimizers import state_bytes
 
@@ -20,8 +21,7 @@ def meta_hypernetwork(config: Config, outline: Outline | None, start: Start) -> 
     """
     file = start.hypernetwork
     described = expected(config.network, outline) if file is None else file.config
-    with torch.device("meta"):
-        return Hypernetwork(described, draw_weights=False)
+    return skeleton(described)
 
 
 def checkpoint_bytes(config: Config, net: Hypernetwork) -> int:

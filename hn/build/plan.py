@@ -110,8 +110,8 @@ def _disk(config: Config, ready: Ready) -> str:
     train = ready.datasets.train
     if ready.outline is None or not isinstance(train, Dataset):
         return text
-    vae = ready.outline.vae.config
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    channels, inpainting = vae["latent_channels"], ready.outline.inpainting
-    latents = latents_bytes(config, len(train), scale, channels, inpainting=inpainting)
+    outline, channels = ready.outline, ready.outline.vae.config["latent_channels"]
+    latents = latents_bytes(
+        config, len(train), outline.downscaling, channels, inpainting=outline.inpainting
+    )
     return text + f"; about {latents / MIB:.1f} MiB of encoded pictures"

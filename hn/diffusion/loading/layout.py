@@ -105,10 +105,17 @@ def layout_of(name: str, revision: str | None, unet: dict[str, Any] | None = Non
 
 def read_config(name: str, file: str, revision: str | None) -> dict[str, Any]:
     """A configuration of a folder or hub id. Raises `ModelError`."""
-    if Path(name).is_dir():
-        return parsed(Path(name) / file)
     with _asking(name, revision):
-        return parsed(Path(HfApi().hf_hub_download(name, file, revision=revision)))
+        return parsed(located(name, file, revision))
+
+
+def located(name: str, file: str, revision: str | None) -> Path:
+    """Where a file of a folder or hub id is, once it is fetched. Raises what the hub's library
+    raises.
+    """
+    if Path(name).is_dir():
+        return Path(name) / file
+    return Path(HfApi().hf_hub_download(name, file, revision=revision))
 
 
 def parsed(path: Path) -> dict[str, Any]:
@@ -125,11 +132,11 @@ def parsed(path: Path) -> dict[str, Any]:
 def _read_index(name: str, revision: str | None) -> dict[str, Any]:
     """What says which parts there are; nothing where there is none."""
     file = "model_index.json"
-    if Path(name).is_dir():
-        return parsed(Path(name) / file) if (Path(name) / file).is_file() else {}
+    if Path(name).is_dir() and not (Path(name) / file).is_file():
+        return {}
     with _asking(name, revision):
         try:
-            return parsed(Path(HfApi().hf_hub_download(name, file, revision=revision)))
+            return parsed(located(name, file, revision))
         except EntryNotFoundError:
             return {}
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import HfApi
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from hn.diffusion.attention import context_dims
-from hn.diffusion.loading.layout import is_single_file, layout_of, parsed, reads_canvas
+from hn.diffusion.loading.layout import is_single_file, layout_of, located, parsed, reads_canvas
 from hn.diffusion.objective import Prediction
 from hn.diffusion.single_file.reading import read_architecture
 from hn.errors import ModelError
@@ -93,6 +92,11 @@ class Outline:
         return min(int(text.get("max_position_embeddings", 77)) for text in self.texts)
 
     @property
+    def downscaling(self) -> int:
+        """How many pixels a latent stands for, along each side."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
     def timesteps(self) -> int:
         """How many timesteps there are."""
         return int(self.parts["scheduler"].get("num_train_timesteps", 1000))
@@ -119,8 +123,5 @@ class Outline:
 
 
 def _read(name: str, file: str, revision: str | None) -> dict[str, Any]:
-    path = Path(name) / file
-    if not Path(name).is_dir():
-        with remedied(f"{file} of {name} cannot be fetched"):
-            path = Path(HfApi().hf_hub_download(name, file, revision=revision))
-    return parsed(path)
+    with remedied(f"{file} of {name} cannot be fetched"):
+        return parsed(located(name, file, revision))

@@ -23,8 +23,8 @@ from hn.diffusion.conditions.views import SIZES
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.plan import Plan
 from hn.diffusion.memory.quantisation import Quantisation, store_in_float8
+from hn.network.contents import skeleton
 from hn.network.description import HypernetworkConfig
-from hn.network.module import Hypernetwork
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def rehearse_drawing(step: Step, batch: int) -> int:
 def rehearsal(step: Step, plan: Plan) -> Iterator[Denoiser]:
     """The denoiser of a step on meta tensors; afterwards its UNet serves the next."""
     unet = meta_unet(step.unet, step.dtype, step.quantisation)
-    with torch.device("meta"):
-        network = Hypernetwork(step.network, draw_weights=False).to(step.dtype).train()
+    network = skeleton(step.network).to(step.dtype).train()
     denoiser = Denoiser(unet, network, plan=plan, note_residuals=step.note_residuals)
     try:
         yield denoiser

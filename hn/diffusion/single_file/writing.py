@@ -1,6 +1,5 @@
 """From a diffusers folder to a single file."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from hn.diffusion.loading.layout import parsed
 from hn.diffusion.single_file.families import FAMILIES, SD_1, SD_2, Family
 from hn.diffusion.single_file.marks import marks_of
 from hn.diffusion.single_file.names import UNET, VAE, UNetNames, vae_name
@@ -110,8 +110,4 @@ def _reshaped(entry: Entry, shape: tuple[int, ...]) -> Tensor:
 
 
 def _config(folder: Path, part: str, name: str = "config.json") -> dict[str, Any]:
-    path = folder / part / name
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
+    return parsed(folder / part / name)
