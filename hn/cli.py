@@ -3,6 +3,7 @@
 Defaults < TOML file (`--config`) < flags.
 """
 
+import argparse
 import logging
 import os
 import re
@@ -84,6 +85,13 @@ def exit_code_of(act: Callable[[], None], kept: str = "nothing was written") -> 
         print(f"interrupted; {kept}")
         return INTERRUPTED
     return 0
+
+
+def add_noising_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of tools that load a base model: what it may not say of itself."""
+    add, kinds = parser.add_argument, ("epsilon", "v_prediction")
+    add("--prediction_type", choices=kinds, help="what the base predicts, if it does not say so")
+    add("--zero_terminal_snr", action="store_true", help="the base was trained down to pure noise")
 
 
 def quiet_libraries() -> None:

@@ -65,12 +65,11 @@ def build_workbench(options: ProbeOptions) -> Workbench:
 
 def _pictures(base: BaseModel, folder: Path, size: tuple[int, int] | None) -> Pictures:
     """A folder's pictures with their captions, in the model's own size if none is given."""
-    side = base.unet.config["sample_size"] * base.downscaling
     with TemporaryDirectory(prefix="hn-") as scratch:
         data = DataConfig(
             train_data_dir=str(folder),
             validation_data_dir=str(folder),
-            resolution=size or (side,),
+            resolution=size or base.own_size,
             latent_cache_dir=scratch,
         )
         config = Config(model=ModelConfig(pretrained_model_name_or_path=base.name), data=data)

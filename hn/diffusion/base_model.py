@@ -150,6 +150,12 @@ class BaseModel:
         return context_dims(self.unet)
 
     @property
+    def own_size(self) -> tuple[int, int]:
+        """Width and height of the pictures that the UNet was made for, by its configuration."""
+        side = int(self.unet.config["sample_size"]) * self.downscaling
+        return side, side
+
+    @property
     def alphas_cumprod(self) -> Tensor:
         """The share of signal left at each timestep (T,), float32."""
         return self.scheduler.alphas_cumprod

@@ -182,10 +182,7 @@ class Generator:
 
     def _size(self) -> tuple[int, int]:
         """What is asked for, or the model's own."""
-        if self._settings.size is not None:
-            return self._settings.size
-        side = int(self._base.unet.config["sample_size"]) * self._base.downscaling
-        return side, side
+        return self._settings.size or self._base.own_size
 
     def _infotext(self, subject: Subject, seed: int, strength: float, size: tuple[int, int]) -> str:
         settings = self._settings

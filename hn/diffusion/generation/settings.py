@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from hn import cli
 from hn.diffusion.generation import infotext
 from hn.diffusion.generation.samplers import DEFAULT, SAMPLERS
 from hn.errors import OptionError, shown
@@ -100,9 +101,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--sampler", choices=SAMPLERS, default=DEFAULT)
     add("--prompt_syntax", choices=("plain", "webui"), default="plain")
     add("--clip_skip", type=int, default=1)
-    kinds = ("epsilon", "v_prediction")
-    add("--prediction_type", choices=kinds, help="what the base predicts, if it does not say so")
-    add("--zero_terminal_snr", action="store_true", help="the base was trained down to pure noise")
+    cli.add_noising_flags(parser)
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
 
 

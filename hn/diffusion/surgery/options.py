@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+from hn import cli
 from hn.errors import OptionError, shown
 
 FEWEST = 4  # prompts: every fourth is kept apart, to measure on
@@ -46,9 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add them all."""
     add = parser.add_argument
     add("--base", default="demo", help="folder, hub id or single file of the base model (the demo)")
-    kinds = ("epsilon", "v_prediction")
-    add("--prediction_type", choices=kinds, help="what the base predicts, if it does not say so")
-    add("--zero_terminal_snr", action="store_true", help="the base was trained down to pure noise")
+    cli.add_noising_flags(parser)
     add("--prompts", nargs="+", default=[], help="to draw: texts, or a file with one in each line")
     add("--steps", type=int, default=20, help="of drawing (20)")
     add("--guidance_scale", type=float, default=7.0, help="of drawing (7)")

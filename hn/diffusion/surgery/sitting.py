@@ -108,12 +108,11 @@ class Sitting:
     def _painter(self, prompts: Sequence[str], seed: int) -> Painter:
         options, base = self._options, self.base
         conditions = self._conditions([*prompts, ""])
-        side = base.unet.config["sample_size"] * base.downscaling
         return Painter(
             base,
             conditions[:-1],
             base.negative(conditions[-1:], ""),
-            size=options.size or (side, side),
+            size=options.size or base.own_size,
             steps=options.steps,
             guidance_scale=options.guidance_scale,
             seed=seed,
