@@ -17,6 +17,7 @@ from hn.network.description import HypernetworkConfig
 
 SMALLER = (0.75, 0.5)  # of the resolution
 SIDE_STEP = 64  # pixels
+Change = tuple[str, dict[str, Any]]  # a section of the settings, and what is other in it
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,6 @@ def in_words(found: list[Remedy], room: int) -> str:
         for it in sorted(found, key=lambda it: it.total > room)
     ]
     return "\n".join(["It would take", *lines]) if lines else ""
-
-
-Change = tuple[str, dict[str, Any]]  # a section of the settings, and what is other in it
 
 
 def _changes(config: Config) -> Iterator[tuple[str, Change]]:

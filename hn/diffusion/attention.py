@@ -276,5 +276,5 @@ def check_layers(layers: dict[str, Any]) -> None:
         if extras or layer.residual_connection:
             raise ModelError(
                 f"the attention layer {name} has extras ({', '.join(extras) or 'residual'}) of "
-                "another kind of model; hypernetworks are for Stable Diffusion 1 and 2"
+                "another kind of model; hypernetworks are for Stable Diffusion 1, 2 and XL"
             )

@@ -109,8 +109,8 @@ class Pairs(nn.ModuleDict):
 
     def pair(self, dim: int) -> Mapping[str, HypernetworkModule]:
         """The modules for contexts of a width by side; none for a width that it does not know."""
-        key = str(dim)
-        return self[key]._modules if key in self._modules else {}  # type: ignore[return-value]
+        pair: Any = self._modules.get(str(dim))  # annotations know no module of a dict of these
+        return {} if pair is None else pair._modules
 
     def forward(
         self, context_k: Tensor, context_v: Tensor, strength: Sides = 1.0
@@ -213,7 +213,7 @@ class Hypernetwork(nn.Module):
 
     @classmethod
     def drawn(cls, config: HypernetworkConfig, seed: int | None, name: str = "") -> Self:
-        """A new one as described, as `create` makes it."""
+        """A new one as described, as `create` makes it. Raises `ModelError` likewise."""
         with _seeded(seed):
             return cls(config, Provenance(name=name))
 

@@ -56,8 +56,9 @@ def check_fit(stack: Choices, available: Mapping[str, Iterable[int]]) -> None:
     check_pairing(
         [net for net, _ in stack], sorted({dim for dims in available.values() for dim in dims})
     )
+    known = block_names(available)
     for net, _ in stack:
-        _check_blocks(net, block_names(available))
+        _check_blocks(net, known)
 
 
 def _check_blocks(net: Hypernetwork, known: Sequence[str]) -> None:

@@ -139,5 +139,5 @@ def _check_weights(name: str, layer: Any) -> None:
     if layer.to_out[0].bias is None or getattr(layer, "fused_projections", False):
         raise ModelError(
             f"the attention layer {name} has fused projections or no bias: undo "
-            "fuse_qkv_projections; hypernetworks are for Stable Diffusion 1 and 2"
+            "fuse_qkv_projections; hypernetworks are for Stable Diffusion 1, 2 and XL"
         )

@@ -56,11 +56,11 @@ class Tracker(GeneralTracker):
 
     def picture(self, tag: str, picture: Image.Image, step: int) -> None:
         """Show a picture."""
-        raise NotImplementedError
+        raise NotImplementedError  # every package has a way of its own
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Show how `values` (N,) are distributed."""
-        raise NotImplementedError
+        raise NotImplementedError  # likewise
 
     def finish(self) -> None:
         """Write what is left, once, and say what was lost."""
