@@ -1,5 +1,6 @@
 """Plans that save memory: the same bits, less memory, and the cheapest one that fits."""
 
+import copy
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -7,13 +8,16 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hn.benchmark.memory import PeakMemory
 from hn.diffusion.attention import context_dims
 from hn.diffusion.conditions.condition import Condition
 from hn.diffusion.denoiser import Denoiser
 from hn.diffusion.memory.choice import choose, climb
+from hn.diffusion.memory.functions import convolve
 from hn.diffusion.memory.plan import Plan, blocks_of, gates_of
 from hn.diffusion.memory.quantisation import store_in_float8, stored_nbytes
 from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
@@ -90,6 +94,46 @@ def test_gradients_are_those_of_float64(unet):
     torch.nn.Module.to(unet, torch.float32)
     for a, b in zip(found, exact, strict=True):
         assert (a.double() - b).norm() <= 1e-5 * b.norm() + 1e-9
+
+
+class Called(TorchDispatchMode):
+    """Notes the operations that are called within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "settings", "product"),
+    [
+        ((2, 4, 4), (640, 768), {}, True),
+        ((1, 9, 6), (640, 768), {"stride": 2, "bias": False}, True),
+        ((2, 16, 16), (640, 768), {}, False),  # many positions
+        ((2, 4, 4), (640, 512), {}, False),  # a small weight
+        ((2, 4, 4), (1280, 768), {"groups": 2}, False),
+    ],
+)
+def test_a_large_convolution_of_few_positions_is_a_product(size, channels, settings, product):
+    """Of the same values and gradients as torch's, within float32's rounding of sums of 5,760."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels[0], channels[1], 3, padding=1, **settings).requires_grad_(False)
+    x = torch.randn(size[0], channels[0], *size[1:], requires_grad=True)
+    with Called() as called:
+        found = convolve(layer, x)
+        (grad,) = torch.autograd.grad(found.square().sum(), x)
+    assert any("convolution" in name for name in called.names) != product
+    exact = x.detach().double().requires_grad_()
+    wanted = copy.deepcopy(layer).double()(exact)
+    (wanted_grad,) = torch.autograd.grad(wanted.square().sum(), exact)
+    assert found.shape == wanted.shape
+    assert found.is_contiguous()
+    for a, b in ((found, wanted), (grad, wanted_grad)):
+        assert (a.double() - b).norm() <= 1e-6 * b.norm()
 
 
 def test_every_plan_keeps_less_and_gives_the_unet_back(unet):

@@ -15,8 +15,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hn.diffusion.memory import convolution
+from hn.diffusion.memory.convolution import Geometry
+
 Norm = tuple[Tensor, Tensor, int, float]  # weight, bias, groups, eps
-Geometry = tuple[Any, Any, Any, int]  # stride, padding, dilation, groups
 _aten: Any = torch.ops.aten
 _once: Any = once_differentiable  # its annotations know no methods
 
@@ -25,7 +27,7 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """`layer(x)` of x (B, C, h, w), keeping nothing but the weight, whatever that is stored in."""
     geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
     if not _is_differentiated(x) or layer.weight.requires_grad:
-        return F.conv2d(x, _as(layer.weight, x), layer.bias, *geometry)
+        return convolution.convolve(x, _as(layer.weight, x), layer.bias, geometry)
     return _Convolution.apply(x, layer.weight, layer.bias, geometry)
 
 
@@ -81,7 +83,7 @@ class _Convolution(Function):
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.dtype, ctx.geometry = x.shape, x.dtype, geometry
-        return F.conv2d(x, _as(weight, x), bias, *geometry)
+        return convolution.convolve(x, _as(weight, x), bias, geometry)
 
     @staticmethod
     @_once
@@ -98,7 +100,7 @@ class _ActivatedConvolution(Function):
         normal, mean, deviation = _normal(x, norm)
         ctx.save_for_backward(x, mean, deviation, weight)
         ctx.norm, ctx.shape, ctx.geometry = norm, x.shape, geometry
-        return F.conv2d(F.silu(normal), _as(weight, x), bias, *geometry)
+        return convolution.convolve(F.silu(normal), _as(weight, x), bias, geometry)
 
     @staticmethod
     @_once
@@ -176,12 +178,8 @@ def _gate_backward(grad: Tensor, projected: Tensor) -> Tensor:
 
 def _convolution_backward(grad: Tensor, weight: Tensor, ctx: Any) -> Tensor:
     """The gradient of a convolution's input; of that input only the shape is read."""
-    stride, padding, dilation, groups = ctx.geometry
-    shape = grad.new_empty(1).expand(ctx.shape)
-    weight, mask = weight.to(grad.dtype), (True, False, False)
-    return _aten.convolution_backward(
-        grad, shape, weight, None, stride, padding, dilation, False, (0, 0), groups, mask
-    )[0]
+    like = grad.new_empty(1).expand(ctx.shape)
+    return convolution.gradient(grad, like, weight.to(grad.dtype), ctx.geometry)
 
 
 def _normal(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
