@@ -27,6 +27,8 @@ class Condition:
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """One of many; shorter contexts repeat their last vector, as `stack_contexts` does."""
+        if len(parts) == 1:
+            return parts[0]
         contexts = [context for part in parts for context in part.context]
         rest = {
             name: torch.cat([getattr(part, name) for part in parts])

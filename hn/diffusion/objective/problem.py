@@ -75,7 +75,7 @@ class Objective:
         count = len(alphas_cumprod)
         check_range(config, count)
         self._config = config
-        self._alphas = alphas_cumprod
+        self._signal, self._rest = scales_at(torch.arange(count), alphas_cumprod)
         self._prediction: Prediction = prediction
         self._seed = seed
         self._global_batch = global_batch
@@ -102,14 +102,14 @@ class Objective:
             config.multires_noise_discount,
         )
         timesteps = sample_timesteps(
-            len(self._alphas), generators, config, self._strata(step, slots)
+            len(self._weights), generators, config, self._strata(step, slots)
         )
         added = noise
         if config.input_perturbation:
             # What is added is off by a little that is not to be predicted (arXiv 2301.11706).
             off = sample_noise(tuple(latents.shape[1:]), generators)
             added = noise + config.input_perturbation * off
-        scales = scales_at(timesteps, self._alphas)
+        scales = self._signal[timesteps], self._rest[timesteps]
         return Noised(
             noisy=add_noise(latents, added, scales),
             timesteps=timesteps,
