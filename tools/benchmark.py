@@ -14,6 +14,7 @@ frozen UNet, `webui-unet-grads` with its gradients, as there. Ratios are to `web
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from hn import cli
@@ -62,7 +63,7 @@ def benchmark(args: argparse.Namespace) -> None:
         import train_hypernetwork
 
         print(found := loop.measure(train_hypernetwork, 40 * args.rounds))
-        about["loop"] = {"share": found.share, "seconds": found.steps, "passes": found.passes}
+        about["loop"] = {"share": found.share, "added": found.added, **asdict(found)}
     if args.json is not None:
         text = json.dumps(rows.as_json(measured.rows, about), indent=1)
         write_bytes(args.json, f"{text}\n".encode())

@@ -25,10 +25,13 @@ WARM_UP = 5  # steps that do not count
 
 @dataclass(frozen=True)
 class Loop:
-    """Seconds that the process computed, in each step, and in its forward and backward pass."""
+    """Seconds that the process computed, in each step, in its forward and backward pass, and in the
+    optimizer's own update.
+    """
 
     steps: list[float]
     passes: list[float]
+    updates: list[float]
 
     @property
     def share(self) -> float:
@@ -36,10 +39,17 @@ class Loop:
         both = zip(self.steps, self.passes, strict=True)
         return median(1 - passes / step for step, passes in both)
 
+    @property
+    def added(self) -> float:
+        """Of a step, what is not the optimizer's update, either (median)."""
+        parts = zip(self.steps, self.passes, self.updates, strict=True)
+        return median(1 - (passes + update) / step for step, passes, update in parts)
+
     def __str__(self) -> str:
         return (
             f"the script's loop: {median(self.steps) * 1000:.1f} ms a step, "
-            f"{self.share:.1%} of it beside the forward and backward passes"
+            f"{self.share:.1%} of it beside the forward and backward passes, "
+            f"{self.added:.1%} beside these and the optimizer's update"
         )
 
 
@@ -64,30 +74,33 @@ def measure(script: ModuleType, steps: int) -> Loop:
 
 
 class _Clock:
-    """Notes when the steps begin, and how long the passes of each take."""
+    """Notes when the steps begin, and how long the passes and the update of each take."""
 
     def __init__(self, accelerator: Any) -> None:
         self._began: list[float] = []
         self._passes: list[float] = []
+        self._updates: list[float] = []
         accelerator.prepare = self._hooked(accelerator.prepare)
         accelerator.backward = self._backward(accelerator.backward)
 
     def loop(self) -> Loop:
         """From the beginning of each step's forward pass to that of the next one's."""
-        passes = self._passes[WARM_UP:-1]
+        passes, updates = self._passes[WARM_UP:-1], self._updates[WARM_UP:-1]
         began = self._began[WARM_UP : WARM_UP + len(passes) + 1]
-        return Loop([end - begin for begin, end in pairwise(began)], passes)
+        return Loop([end - begin for begin, end in pairwise(began)], passes, updates)
 
     def _hooked(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(prepare)
-        def prepare_and_hook(module: Any, *others: Any) -> Any:
-            module.register_forward_pre_hook(lambda *_: self._begin())
-            return prepare(module, *others)
+        def prepare_and_hook(module: Any, optimizer: Any) -> Any:
+            module.register_forward_pre_hook(lambda *_: self._began.append(time.process_time()))
+            optimizer.register_step_pre_hook(lambda *_: self._updates.append(-time.process_time()))
+            optimizer.register_step_post_hook(lambda *_: self._add(time.process_time()))
+            return prepare(module, optimizer)
 
         return prepare_and_hook
 
-    def _begin(self) -> None:
-        self._began.append(time.process_time())
+    def _add(self, seconds: float) -> None:
+        self._updates[-1] += seconds
 
     def _backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(backward)

@@ -84,7 +84,7 @@ def test_what_is_copied_to_the_device_is_not_waited_for():
     assert ops.syncs == []
 
 
-def test_the_share_of_the_loop_is_what_is_neither_pass():
-    loop = Loop([1.0, 2.0, 4.0], [0.75, 1.5, 2.0])
-    assert loop.share == 0.25
+def test_the_share_of_the_loop_is_what_is_neither_pass_nor_update():
+    loop = Loop([1.0, 2.0, 4.0], [0.75, 1.5, 2.0], [0.125, 0.25, 1.0])
+    assert (loop.share, loop.added) == (0.25, 0.125)
     assert replace(loop, passes=loop.steps).share == 0

@@ -23,7 +23,7 @@ def test_prints_a_table_and_writes_its_numbers(run, tmp_path):
     assert ours["ops"] < webui["ops"]
     assert len(ours["rounds"]) == 1
     assert min(ours["mfu"], found["matmul_tflops"], found["loop"]["share"]) > 0
-    assert len(found["loop"]["seconds"]) == len(found["loop"]["passes"]) == 40
+    assert len(found["loop"]["steps"]) == len(found["loop"]["updates"]) == 40
 
 
 def test_counts_without_a_machine_for_it(run, tmp_path):
