@@ -73,9 +73,10 @@ def test_a_step_changes_what_is_trained_and_leaves_the_common_unet():
     assert all(torch.equal(scene.weights[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize("frozen_aware", [False, True])
 @pytest.mark.parametrize(("widths", "most"), [("text", 3500), ("all", 4800)])
-def test_operations_of_a_step_of_stable_diffusion_1(widths, most):
-    contender = contenders.own(_scene("narrow", widths=widths))
+def test_operations_of_a_step_of_stable_diffusion_1(widths, most, frozen_aware):
+    contender = contenders.own(_scene("narrow", widths=widths), frozen_aware=frozen_aware)
     problem = contender.problem(0)
     with Ops() as ops:
         contender.backward(problem)

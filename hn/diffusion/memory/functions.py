@@ -178,7 +178,7 @@ def _gate_backward(grad: Tensor, projected: Tensor) -> Tensor:
 
 def _convolution_backward(grad: Tensor, weight: Tensor, ctx: Any) -> Tensor:
     """The gradient of a convolution's input; of that input only the shape is read."""
-    like = grad.new_empty(1).expand(ctx.shape)
+    like = grad.new_empty_strided(ctx.shape, (0,) * len(ctx.shape))  # of one element
     return convolution.gradient(grad, like, weight.to(grad.dtype), ctx.geometry)
 
 
