@@ -61,10 +61,10 @@ def train(
     rates, publisher = ready.rates, ready.publisher
     plain = build.build_denoiser(config, base, hypernetwork, ready.plan, status)
     optimizer = build.build_optimizer(config, accelerator, hypernetwork, ready.start, rates.rate(0))
-    denoiser, optimizer = accelerator.prepare(plain, optimizer)
+    denoiser, optimizer, gradients = build.prepare(config, accelerator, plain, optimizer)
     state = build.build_state(config, accelerator, hypernetwork, optimizer, batches, status)
     guard = build.build_guard(
-        config, accelerator, hypernetwork, ready.clip_bounds, batches, rates.end
+        config, accelerator, hypernetwork, gradients, ready.clip_bounds, batches, rates.end
     )
     reporter = build.build_reporter(
         config, accelerator, status.folder, state, batches, guard, rates.end, status.found

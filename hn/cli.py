@@ -19,20 +19,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from hn.config import SECTIONS, Config
 from hn.errors import INTERRUPTED, OptionError, UserError, meant
 from hn.limits import check
+from hn.limits.launching import as_launched
 
 RECIPES = Path(__file__).parent / "recipes"
 SPARED = ("bitsandbytes", "peft", "xformers")  # packages that most runs do not use
-# Of what `accelerate launch` can be configured to, what has no effect here, and what has.
-NOT_LAUNCHED = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed deals out what is trained, which is small here: launch "
-    "with accelerate_configs/fsdp2.yaml, which deals out the base model, or with ddp.yaml",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is for language models: launch with "
-    "accelerate_configs/ddp.yaml",
-    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params: leave it out, and start more processes, which "
-    "share the base model",
-    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing: give --gradient_checkpointing "
-    "instead",
-}
 _TOKEN = re.compile(r"\bhf_\w{10,}")
 
 
@@ -52,7 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         use_underscores=True,
         prog="train_hypernetwork.py",
     )
-    config = _as_launched(config)
+    config = as_launched(config)
     check(config)
     return config
 
@@ -181,18 +171,6 @@ def to_toml(config: Config, without: Config | None = None) -> str:
         ]
         lines += [f"[{section}]", *given, ""] if given else []
     return "\n".join(lines)
-
-
-def _as_launched(config: Config) -> Config:
-    """With what the configuration of `accelerate launch` asks for. Raises `OptionError`.
-
-    Its FSDP would deal out what is trained, which is small here; what is large is the base model.
-    """
-    refused = [why for name, why in NOT_LAUNCHED.items() if os.environ.get(name) == "true"]
-    if refused:
-        raise OptionError(f"accelerate's configuration cannot be followed. {refused[0]}")
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true" or config.model.shard_base_model
-    return replace(config, model=replace(config.model, shard_base_model=sharded))
 
 
 def _refuse_token(text: str, where: str) -> None:

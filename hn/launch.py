@@ -44,7 +44,8 @@ def build_accelerator(config: Config) -> Accelerator:
     check_versions()
     spare_lookups()
     check_installed(config.output.report_to)
-    os.environ.pop("ACCELERATE_USE_FSDP", None)  # `hn.cli` has made it shard_base_model
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        os.environ.pop(variable, None)  # `hn.limits.launching` has made settings of it
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import hn
@@ -22,6 +24,9 @@ PYTHON = [sys.executable, SCRIPT]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TORCHRUN += ["--standalone", "--nproc_per_node", "2", SCRIPT]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs the extra deepspeed, which is not installed here"
+)
 
 
 def settings(model: Path, pictures: Path, output: Path, **changes: Any) -> list[str]:

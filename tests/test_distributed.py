@@ -74,6 +74,20 @@ def alone(model, pictures, tmp_path_factory):
             1e-5,  # its weights lie elsewhere in memory, where kernels round otherwise
             id="fsdp2",
         ),
+        pytest.param(
+            launcher("deepspeed_zero2", "--num_processes", "2"),
+            {},
+            2e-6,
+            id="zero2",
+            marks=[pytest.mark.slow, runs.NEEDS_DEEPSPEED],
+        ),
+        pytest.param(
+            launcher("deepspeed_zero3", "--num_processes", "2"),
+            {"gradient_checkpointing": True},
+            1e-5,
+            id="zero3",
+            marks=runs.NEEDS_DEEPSPEED,
+        ),
     ],
 )
 def test_two_processes_equal_one_with_accumulation(

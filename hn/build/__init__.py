@@ -6,6 +6,7 @@ from hn.build.models import (
     build_denoiser,
     build_objective,
     build_painter,
+    prepare,
 )
 from hn.build.observers import build_observers
 from hn.build.pictures import (
@@ -53,4 +54,5 @@ __all__ = [
     "build_state",
     "find_learning_rate",
     "plan_in_words",
+    "prepare",
 ]

@@ -14,7 +14,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from hn.build.structure import structure_of
-from hn.config import Config
+from hn.config import Config, OptimizerConfig
 from hn.diffusion.loading.outline import Outline
 from hn.diffusion.memory.autoencoder import Encoders, rehearse_encoders
 from hn.diffusion.memory.plan import Plan
@@ -23,7 +23,7 @@ from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse, rehearse_dr
 from hn.diffusion.pipeline import DRAWN_AT_ONCE
 from hn.network.contents import skeleton
 from hn.network.description import HypernetworkConfig
-from hn.training import optimizers
+from hn.training import optimizers, zero
 
 GIB, MIB = 2**30, 2**20
 CUDA_ITSELF = 600 * MIB  # context, kernels and their work space; by experience, not by measurement
@@ -109,19 +109,31 @@ def lasting_parts(
 ) -> dict[str, int]:
     """The bytes of what lies there all the while, by part."""
     weights = _weights(step)
-    paged = optimizers.is_paged(config.optimizer)  # to the host, and here when there is room
     parts = {
         "base model": stored_nbytes(unet_of(step), step.quantisation),
         "hypernetwork": weights,
         "its average": weights * config.training.use_ema,
-        "optimizer": 0 if paged else optimizers.state_bytes(config.optimizer, weights),
-        "gradients": weights * step.accumulates * (2 if processes > 1 else 1),  # and DDP's buckets
+        **_learning_parts(config.optimizer, weights, processes, accumulates=step.accumulates),
         "CUDA itself": CUDA_ITSELF * (device == "cuda"),
     }
     if config.data.streaming:
         encoders = _encoders(config, outline, step.dtype)
         parts["encoders of the stream"] = encoders.autoencoder + encoders.text_encoder
     return {name: size for name, size in parts.items() if size}
+
+
+def _learning_parts(
+    optimizer: OptimizerConfig, weights: int, processes: int, *, accumulates: bool
+) -> dict[str, int]:
+    """Those of the optimizer and of gradients, for weights of so many bytes."""
+    paged = optimizers.is_paged(optimizer)  # to the host, and here when there is room
+    state = 0 if paged else optimizers.state_bytes(optimizer, weights)
+    if optimizer.shard_optimizer:  # a part of each, and of the weights a copy that is stepped
+        bucket = min(weights, zero.BUCKET * torch.float32.itemsize)
+        part = {"optimizer": (state + weights) // processes}
+        return part | {"gradients": weights // processes + bucket}
+    exchanged = 2 if processes > 1 else 1  # DDP's buckets
+    return {"optimizer": state, "gradients": weights * accumulates * exchanged}
 
 
 def _encoders(config: Config, outline: Outline, dtype: torch.dtype) -> Encoders:

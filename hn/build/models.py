@@ -21,6 +21,8 @@ from hn.diffusion.pipeline import Painter
 from hn.diffusion.sharding import count_held
 from hn.errors import OptionError
 from hn.network.module import Hypernetwork
+from hn.training import zero
+from hn.training.gradients import Gradients
 from hn.training.telling.status import Status
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -70,7 +72,7 @@ def build_base_model(config: Config, accelerator: Accelerator) -> BaseModel:
     if not model.shard_base_model:
         return base
     whole = count_held(base.unet)
-    base.shard(accelerator.device)
+    base.shard(accelerator.device, with_deepspeed=config.optimizer.shard_optimizer)
     held = f"{count_held(base.unet) / 1e6:.2f} of {whole / 1e6:.2f} million weights"
     accelerator.print(f"the UNet is dealt out: {held} in each of {accelerator.num_processes}")
     return base
@@ -100,6 +102,16 @@ def build_denoiser(
         others = status.notes
         status.notes = lambda: {**others(), "torch_compile": compiled.verdict}
     return denoiser
+
+
+def prepare(
+    config: Config, accelerator: Accelerator, denoiser: Denoiser, optimizer: torch.optim.Optimizer
+) -> tuple[Any, Any, Gradients]:
+    """What is called and stepped, by as many processes as there are, and the gradients between."""
+    if config.optimizer.shard_optimizer:
+        return zero.deal_out(accelerator, denoiser, optimizer)
+    called, stepped = accelerator.prepare(denoiser, optimizer)
+    return called, stepped, Gradients(denoiser)
 
 
 def plan_of_settings(config: Config, unet: UNet2DConditionModel, device: torch.device) -> Plan:

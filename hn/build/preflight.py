@@ -26,6 +26,7 @@ from hn.diffusion.memory.plan import Plan
 from hn.errors import HubError, OptionError, StorageError, UserError, listed
 from hn.hub.publisher import Publisher
 from hn.storage import existing_parent
+from hn.training import zero
 from hn.training.keeping.checkpoint import check_fingerprint, find, read_fingerprint
 from hn.training.optimizers import build_optimizer
 from hn.training.schedule import Schedule
@@ -71,6 +72,8 @@ def build_ready(config: Config, accelerator: Accelerator, status: Status) -> Rea
         attempts(_check_disk, config, outline, start, status.folder)
     network = None if start is None else start.hypernetwork
     attempts(check_canvas, config)
+    if config.optimizer.shard_optimizer:
+        attempts(zero.check, accelerator)
     plan = attempts(build_plan, config, accelerator, outline, network)
     datasets = attempts(build_datasets, config, accelerator, tally)
     attempts.conclude(accelerator)

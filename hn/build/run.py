@@ -24,6 +24,7 @@ from hn.limits.saving import OF_DATA, OF_INPAINTING, OF_OPTIMIZER
 from hn.network.module import Hypernetwork
 from hn.training import schedule
 from hn.training.averages import Averages, Ema, ScheduleFree, View
+from hn.training.gradients import Gradients
 from hn.training.keeping.checkpoint import find, path_of, restore, tidy
 from hn.training.keeping.recovery import Recovery
 from hn.training.keeping.retention import Retention
@@ -54,6 +55,7 @@ def build_guard(
     config: Config,
     accelerator: Accelerator,
     hypernetwork: Hypernetwork,
+    gradients: Gradients,
     clip_bounds: schedule.Schedule,
     batches: Batches | StreamedBatches,
     last_step: int,
@@ -70,6 +72,7 @@ def build_guard(
         loss_bound=config.training.loss_bound,
         watched=lambda step: step == last_step or any(it and step % it == 0 for it in intervals),
         names=batches.names,
+        gradients=gradients,
     )
 
 

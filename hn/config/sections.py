@@ -38,8 +38,8 @@ class ModelConfig:
     enable_xformers_memory_efficient_attention: bool = False
     """Use xformers' attention instead of torch's."""
     shard_base_model: bool = False
-    """Deal the frozen UNet out to all processes, which gather it block by block (FSDP2): for one
-    larger than a card. accelerate's FSDP means this, too."""
+    """Deal the frozen UNet out to all processes, which gather it block by block (FSDP2; with
+    shard_optimizer ZeRO-3): for one larger than a card. accelerate's FSDP means this, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,9 @@ class OptimizerConfig:
     """The bound; a number or stages, as learning_rate."""
     max_weight_norm: float | None = None
     """After each step, scale every weight matrix whose norm is above this back to it."""
+    shard_optimizer: bool = False
+    """Deal gradients and the optimizer's state out to all processes (DeepSpeed's ZeRO-2): for large
+    hypernetworks. accelerate's DeepSpeed means this, and with ZeRO-3 shard_base_model, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ class BaseModel:
         self.scheduler = scheduler
         self._vae: AutoencoderKL | None = vae
         self._vae_parked = False
+        self._engine: Any = None  # DeepSpeed's, which gathers the UNet's blocks
         if vae.config.get("latents_mean") is not None:
             raise ModelError(
                 f"the autoencoder of {name} shifts its latents (latents_mean), which nothing here "
@@ -126,12 +127,15 @@ class BaseModel:
                 part.to(device)  # bitsandbytes' are where they were made
         return self
 
-    def shard(self, device: torch.device) -> Self:
+    def shard(self, device: torch.device, *, with_deepspeed: bool = False) -> Self:
         """Deal the UNet out to all processes, which must all do so, and move the rest.
 
         Before anything is moved, so that no device ever holds the whole UNet.
         """
-        sharding.shard(self.unet, device)
+        if with_deepspeed:
+            self._engine = sharding.shard_with_deepspeed(self.unet)
+        else:
+            sharding.shard(self.unet, device)
         return self.to(device)
 
     @property

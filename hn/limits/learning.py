@@ -7,6 +7,8 @@ from hn.config import Config, ObjectiveConfig, OptimizerConfig, SpeedConfig, Tra
 from hn.errors import OptionError, shown
 
 HIGH_RATE = 1e-3
+# Optimizers that treat every number by itself, wherever weights are cut through.
+DEALT_OUT = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD", "lion_pytorch.Lion")
 # Settings that only count where another one has one of these values.
 _ONLY_WITH = {
     "huber_c": ("loss_type", ("huber", "smooth_l1")),
@@ -132,6 +134,12 @@ def _optimizer_faults(optimizer: OptimizerConfig) -> list[str]:
         faults.append(
             f"{name} takes the place of a decay of the rate: leave lr_scheduler "
             f"{optimizer.lr_scheduler} out"
+        )
+    found = "use_8bit_adam" if optimizer.use_8bit_adam else name
+    if optimizer.shard_optimizer and found not in DEALT_OUT:
+        faults.append(
+            f"shard_optimizer cuts through weights, which these bear: {', '.join(DEALT_OUT)}; "
+            f"found {shown(found)}"
         )
     if optimizer.width_learning_rates and finds_its_rate(name):
         faults.append(f"{name} finds one rate for all weights: leave width_learning_rates out")

@@ -1,7 +1,7 @@
 """What changes while training, in one place: what a checkpoint saves and a resumed run restores."""
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -23,6 +23,17 @@ class Resumable(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """An optimizer's state that one process can write by itself."""
+
+    state: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the optimizer's."""
+        return self.state
+
+
 @dataclass
 class TrainingState:
     """Everything that changes while training. `step` counts optimizer steps, absolute over resumes.
@@ -34,7 +45,7 @@ class TrainingState:
     """
 
     hypernetwork: Hypernetwork
-    optimizer: torch.optim.Optimizer
+    optimizer: Any  # torch's, `PartitionedOptimizer` or, to be written, `Gathered`
     step: int = 0
     scaler: torch.amp.GradScaler | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
@@ -49,6 +60,10 @@ class TrainingState:
     def moment(self) -> tuple[int, int]:
         """The step, and how often the run went back before it: no moment comes twice."""
         return self.health.returns, self.step
+
+    def gathered(self) -> Self:
+        """The same, to be written by one process. All must ask: they may share the optimizer."""
+        return replace(self, optimizer=Gathered(self.optimizer.state_dict()))
 
     def advance(self, *, taken: bool) -> None:
         """Count a finished step, and take it into the averages if it changed the weights."""

@@ -12,7 +12,6 @@ from tests import runs
 @pytest.mark.parametrize(
     ("variable", "advice"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "fsdp2.yaml"),
         ("ACCELERATE_USE_MEGATRON_LM", "ddp.yaml"),
         ("FSDP_OFFLOAD_PARAMS", "more processes"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "--gradient_checkpointing"),
@@ -28,6 +27,36 @@ def test_fsdp_means_the_base_model(monkeypatch):
     assert not cli.parse(["--config", "demo"]).model.shard_base_model
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert cli.parse(["--config", "demo"]).model.shard_base_model
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_deepspeed_means_what_is_learnt_and_with_zero3_the_base_model(monkeypatch, stage):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
+    config = cli.parse(["--config", "demo"])
+    assert config.optimizer.shard_optimizer
+    assert config.model.shard_base_model == (stage == "3")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1", "zero_stage must be 2 or 3; found '1'"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "offload_optimizer_device is"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme", "start more processes"),
+        ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json", "deepspeed_config_file is 'ds.json'"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "give --gradient_accumulation_steps"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "--clip_grad_mode norm"),
+    ],
+)
+def test_of_deepspeed_too_what_would_have_no_effect_is_refused(
+    monkeypatch, variable, value, advice
+):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(OptionError, match=advice):
+        cli.parse(["--config", "demo"])
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

@@ -44,15 +44,25 @@ def test_a_step_that_is_not_finite_changes_no_bit(model, pictures, tmp_path, mon
     assert finite(tmp_path / "run/run.pt")
 
 
-def test_two_processes_agree_on_what_one_of_them_saw(zygote, model, pictures, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="ddp"),
+        pytest.param(
+            {"shard_optimizer": True, "shard_base_model": True},
+            id="zero3",
+            marks=[pytest.mark.slow, runs.NEEDS_DEEPSPEED],
+        ),
+    ],
+)
+def test_two_processes_agree_on_what_one_of_them_saw(zygote, model, pictures, tmp_path, changes):
     """A bad loss, gradient and latent on either process; then a weight that stays bad on either."""
     faulty = {
         0: {1: "loss", 3: "grad", 5: "latent", 14: "weight"},
         1: {7: "infinite", 9: "grad", 11: "latent", 20: "weight"},
     }
-    flags = runs.settings(
-        model, pictures, tmp_path, max_train_steps=24, checkpointing_steps=3, use_ema=True
-    )
+    changes = {"max_train_steps": 24, "checkpointing_steps": 3, "use_ema": True} | changes
+    flags = runs.settings(model, pictures, tmp_path, **changes)
     ended = zygote.run(flags, tmp_path, 2, faults=faulty)
     assert ended.codes == [0, 0], ended.said
     noted = [json.loads((tmp_path / f"noted-{rank}").read_text()) for rank in (0, 1)]

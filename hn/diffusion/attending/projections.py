@@ -112,5 +112,5 @@ def _is_plain(linear: Any, text: Tensor) -> bool:
     watched = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks
     replaced = "forward" in vars(linear) or linear.bias is not None
     alike = weight.device == text.device and weight.dtype == text.dtype
-    fits = linear.in_features == text.shape[-1] and not weight.is_inference()
+    fits = weight.shape[-1] == text.shape[-1] and not weight.is_inference()  # 0: dealt out
     return alike and fits and not weight.requires_grad and not watched and not replaced

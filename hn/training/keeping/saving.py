@@ -69,18 +69,20 @@ class Checkpoints:
         state.hypernetwork.describe(step=state.step)
         if self._saved != state.moment and self._may_save(state):
             streams: Streams = [] if state.stream is None else gather_object([state.stream.state()])
+            whole = state.gathered()
             if self._accelerator.is_main_process:
                 path = path_of(self.folder, state.step)
                 best = state.best.step if self._keep_best else None
-                self._write(path, state, streams, best)
+                self._write(path, whole, streams, best)
                 self._rotate_or_say(path, state, best)
             self._saved = state.moment
         self._accelerator.wait_for_everyone()
 
     def publish(self, state: TrainingState, folder: Path, *, finished: bool) -> None:
         """Put the artifact into the run's folder, if it is finished. Raises `NumericsError`."""
+        whole = state.gathered()
         if finished and self._accelerator.is_main_process:
-            write_artifacts(state, folder / self._name, self._optimizer_name)
+            write_artifacts(whole, folder / self._name, self._optimizer_name)
 
     def scheduled(self) -> list[int]:
         """Steps of the checkpoints that a run saves whatever stops it, oldest first; without an

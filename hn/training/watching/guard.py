@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from hn.data.batches import Batch
 from hn.errors import NumericsError, shown
+from hn.training.gradients import Gradients
 from hn.training.schedule import Schedule
 from hn.training.state import TrainingState
 from hn.training.watching.health import RECENT
@@ -57,8 +58,10 @@ class Guard:
         loss_bound: float = 0.0,
         watched: Callable[[int], bool] = lambda step: True,
         names: Callable[[Batch], list[str]] = lambda batch: batch.prompts,
+        gradients: Gradients | None = None,
     ) -> None:
         self._accelerator = accelerator
+        self._gradients = gradients or Gradients(model)
         self._parameters = [
             parameter for parameter in model.parameters() if parameter.requires_grad
         ]
@@ -83,13 +86,14 @@ class Guard:
     def clip(self, step: int) -> Tensor:
         """Clip this step's gradients in place; returns their norm before, on their device."""
         self._accelerator.unscale_gradients()
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        bound, self._norm = self._bound.rate(step), _norm_of(gradients)
+        gradients = self._gradients.held()
+        bound, self._norm = self._bound.rate(step), self._gradients.norm(gradients)
         if self._mode == "norm" and gradients:
             # As torch's `clip_grad_norm_`, which asks each tensor what it is and where, twice.
             torch._foreach_mul_(gradients, (bound / (self._norm + TINY)).clamp(max=1))
-        elif self._mode == "value":
-            torch.nn.utils.clip_grad_value_(self._parameters, bound)
+        elif self._mode == "value" and gradients:
+            torch._foreach_clamp_min_(gradients, -bound)
+            torch._foreach_clamp_max_(gradients, bound)
         return self._norm
 
     def takes(self, state: TrainingState) -> bool:
@@ -206,10 +210,3 @@ class Guard:
         torch._foreach_mul_(matrices, list(factors))
         capped = (factors < 1).sum()
         self._capped = capped if self._capped is None else self._capped + capped
-
-
-def _norm_of(gradients: list[Tensor]) -> Tensor:
-    """The norm () of all of them as one vector, on their device."""
-    if not gradients:
-        return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
