@@ -23,7 +23,8 @@ from hn.diffusion.conditions.condition import Condition
 from hn.errors import DataError, NumericsError
 from tests import caches, runs, tiny
 
-TOOL = [*runs.PYTHON[:1], str(runs.ROOT / "tools/cache_latents.py")]
+NAME = "cache_latents"
+TOOL = [*runs.PYTHON[:1], str(runs.ROOT / f"tools/{NAME}.py")]
 TORCHRUN = [*runs.TORCHRUN[:-1], TOOL[1]]
 
 
@@ -318,8 +319,8 @@ def test_what_one_process_finds_all_of_them_raise(base, fourteen, tmp_path):
     assert [fault.split(":")[0].strip() for fault in faults] == ["5.png", "8.png"]
 
 
-def test_a_run_ends_at_once_where_one_process_meets_the_only_fault(model, tmp_path):
-    """The first process has encoded its shard and waits; the launcher would kill it after 30 s."""
+def test_all_end_at_once_where_one_process_meets_the_only_fault(zygote, model, tmp_path):
+    """The first process has encoded its shard and waits; no launcher is there to end it."""
     folder = tmp_path / "set"
     folder.mkdir()
     for number in range(caching.PER_SHARD + 1):
@@ -329,15 +330,15 @@ def test_a_run_ends_at_once_where_one_process_meets_the_only_fault(model, tmp_pa
     mask.paste(255, (98, 0, 100, 16))  # where no centre reaches
     mask.save(folder / "999.mask.png")
     changes = {"use_mask_files": True, "missing_caption": "empty"}
-    launcher, began = runs.TORCHRUN, time.monotonic()
-    result = runs.run(launcher, runs.settings(model, folder, tmp_path, **changes))
-    assert "forcefully exiting" not in result.stderr
+    began = time.monotonic()
+    ended = zygote.run(runs.settings(model, folder, tmp_path, **changes), tmp_path, world=2)
+    assert ended.codes == [3, 3], ended.said
     assert time.monotonic() - began < 60
     status = runs.status(tmp_path / "run")
     assert (status["state"], status["exit_code"]) == ("failed", 3)
     assert "999.png: all that the crop shows is black in its mask" in status["reason"]
     assert status["resume_command"].endswith("config.toml")  # there is nothing to resume from
-    assert result.stdout.count("weighted evenly, since they have no mask") == 1
+    assert ended.said.count("weighted evenly, since they have no mask") == 1
 
 
 def test_a_process_that_ended_is_not_waited_for_for_ever(base, fourteen, tmp_path, monkeypatch):
@@ -383,12 +384,13 @@ def test_two_processes_of_the_tool_make_the_cache_of_one(model, pictures, tmp_pa
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_cache_is_all_that_training_needs(model, pictures, tmp_path, capsys):
+def test_a_cache_is_all_that_training_needs(run, model, pictures, tmp_path, capsys):
     """Moved, and without the pictures: the same weights."""
     own = shutil.copytree(pictures, tmp_path / "own")
     shaping = {"random_flip": True, "resolution": 24, "latent_cache_dtype": "fp16"}
     flags = tool_flags(model, own, tmp_path, validation_data_dir=own, **shaping)
-    assert runs.run(TOOL, flags).returncode == 0
+    assert run(NAME, *flags).returncode == 0
+    runs.forget_accelerate()
     shared = {"latent_cache_dir": tmp_path / "cache", "validation_data_dir": own}
     flags = runs.settings(model, own, tmp_path / "with", **shaping, **shared)
     assert runs.train_here(flags) == 0
@@ -408,8 +410,8 @@ def test_a_cache_is_all_that_training_needs(model, pictures, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_what_contradicts_a_cache_is_refused(model, pictures, tmp_path, capsys):
-    assert runs.run(TOOL, tool_flags(model, pictures, tmp_path)).returncode == 0
+def test_what_contradicts_a_cache_is_refused(run, model, pictures, tmp_path, capsys):
+    assert run(NAME, *tool_flags(model, pictures, tmp_path)).returncode == 0
     cache = {"cached_data_dir": tmp_path / "cache"}
 
     def refused(code, **changes):
@@ -441,7 +443,8 @@ def test_a_file_that_is_no_index_is_refused(tmp_path, content):
         Index.open(tmp_path / "train.arrow")
 
 
-def test_a_changed_entry_is_found_by_verifying(encode, base, folder, tmp_path):
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_changed_entry_is_found_by_verifying(run, encode, base, folder, tmp_path):
     latents, *_ = encode()
     (shard,) = (tmp_path / "cache/tensors").iterdir()
     content = bytearray(shard.read_bytes())
@@ -450,7 +453,7 @@ def test_a_changed_entry_is_found_by_verifying(encode, base, folder, tmp_path):
     content[place : place + 4] = b"\0\0\0\x41"  # 8.0
     shard.write_bytes(content)
     flags = tool_flags(base.name, folder, tmp_path)
-    result = runs.run(TOOL, [*flags, "--verify", "6"])
+    result = run(NAME, *flags, "--verify", 6)
     assert result.returncode == 3
     assert "holds something else for 3.png" in result.stderr
 
@@ -473,12 +476,13 @@ def test_a_broken_picture_of_another_process_ends_all_of_them(base, tmp_path, mo
     folder = tiny.make_pictures(tmp_path / "set", 4)
     (folder / "3.png").write_bytes(b"no picture")
     dataset = read_folder(folder, "stop", setting="train_data_dir")
+    config = DataConfig(resolution=(16,))
     barrier, found = threading.Barrier(2), []
 
     def run(rank):
         workers = Workers(2, rank, lambda value: ".train-agreed", lambda: barrier.wait(60))
         with pytest.raises(DataError, match=r"1 of 4 pictures cannot be used.*\n  3\.png"):
-            caches.encode(tmp_path / "cache", dataset, base, DataConfig(), workers=workers)
+            caches.encode(tmp_path / "cache", dataset, base, config, workers=workers)
         found.append(rank)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
@@ -499,18 +503,25 @@ def test_what_killed_passes_left_long_ago_is_removed(encode, tmp_path):
     assert [path.exists() for path in left] == [False, True]
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("program", ["training", "tool"])
-def test_a_cache_folder_that_cannot_be_written_is_refused_before_pictures(model, tmp_path, program):
+def test_a_cache_folder_that_cannot_be_written_is_refused_before_pictures(
+    run, model, tmp_path, capsys, program
+):
     """Nobody should wait for an hour of encoding: not even the pictures are looked at."""
     (tmp_path / "file").write_text("")
     flags = runs.settings(model, tmp_path / "no pictures", tmp_path)
     cache = str(tmp_path / "file")
     tool = program == "tool"
     flags += ["-o", cache] if tool else ["--latent_cache_dir", cache]
-    result = runs.run(TOOL if tool else runs.PYTHON, flags)
-    assert result.returncode == 5
-    assert f"error: latent_cache_dir '{cache}' cannot be written: File exists" in result.stderr
-    assert "Traceback" not in result.stderr
+    if tool:
+        result = run(NAME, *flags)
+        code, said = result.returncode, result.stderr
+    else:
+        code, said = runs.train_here(flags), capsys.readouterr().err
+    assert code == 5
+    assert f"error: latent_cache_dir '{cache}' cannot be written: File exists" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(("program", "number"), [("run", signal.SIGTERM), ("tool", signal.SIGINT)])
