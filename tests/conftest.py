@@ -23,6 +23,7 @@ for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]
 os.environ.update(_HUB.environment(_HUB_HOME))
 
 from tests import runs, single_files, tiny
+from tests.tools.conftest import run  # noqa: F401  # a fixture, everywhere
 from tests.zygote import Zygote
 
 
