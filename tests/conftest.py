@@ -23,13 +23,17 @@ for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]
 os.environ.update(_HUB.environment(_HUB_HOME))
 
 from tests import runs, single_files, tiny
+from tests.tools.conftest import run  # noqa: F401  # a fixture, everywhere
 from tests.zygote import Zygote
+
+LONG = {"test_demo.py", "test_distributed.py", "processes"}  # else one worker waits for the other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where there is no GPU, skip what needs one, and say so."""
+    """Begin with what takes longest; where there is no GPU, skip what needs one, and say so."""
     import torch
 
+    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -77,9 +77,9 @@ def run(
 
 
 def wait_for(path: Path, seconds: float = 90) -> None:
-    """Until there is such a file."""
+    """Until there is such a file; the name may be a pattern."""
     end = time.monotonic() + seconds
-    while not path.exists():
+    while not any(path.parent.glob(path.name)):
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.01)
 

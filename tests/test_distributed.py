@@ -8,6 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hn.network.files import save
+from hn.training.keeping.saving import Checkpoints
 from hn.training.watching.readings import Arriving
 from hn.training.watching.signals import Stop
 from tests import runs
@@ -50,14 +52,14 @@ def own_signals():
 
 
 @pytest.fixture(scope="module")
-def alone(model, pictures, tmp_path_factory):
+def alone(zygote, model, pictures, tmp_path_factory):
     """One process, accumulation 2."""
     folder = tmp_path_factory.mktemp("alone")
     flags = runs.settings(
         model, pictures, folder, gradient_accumulation_steps=2, **CHANGES | LOOKING
     )
-    result = runs.run(launcher("single"), flags)
-    assert result.returncode == 0, result.stderr
+    ended = zygote.run(flags, folder)
+    assert ended.codes == [0], ended.said
     return folder / "run"
 
 
@@ -65,7 +67,7 @@ def alone(model, pictures, tmp_path_factory):
 @pytest.mark.parametrize(
     ("command", "changes", "tolerance"),
     [
-        pytest.param(runs.TORCHRUN, {}, 2e-6, id="torchrun"),
+        pytest.param(runs.TORCHRUN, {}, 2e-6, id="torchrun", marks=pytest.mark.slow),
         pytest.param(launcher("cpu"), {}, 2e-6, id="cpu", marks=pytest.mark.slow),
         pytest.param(launcher("ddp", "--num_processes", "2"), {}, 2e-6, id="ddp"),
         pytest.param(
@@ -126,32 +128,27 @@ def test_two_processes_equal_one_with_accumulation(
         assert runs.status(run)["step"] == 6
 
 
-def test_ranks_hold_identical_weights_and_end_together(model, pictures, tmp_path):
+def save_everywhere(folder, rank):
+    """Let a process of the zygote write its own weights at the end, too."""
+    publish = Checkpoints.publish
+
+    def everywhere(self, state, *arguments, **finished):
+        save(state.hypernetwork, folder / f"rank{rank}/net.safetensors")
+        publish(self, state, *arguments, **finished)
+
+    Checkpoints.publish = everywhere
+
+
+def test_ranks_hold_identical_weights_and_end_together(zygote, model, pictures, tmp_path):
     """The main process measures; both must know that patience is over, and which was the best."""
-    script = tmp_path / "both.py"
-    script.write_text(
-        "import sys, torch\n"
-        f"sys.path.insert(0, {str(runs.ROOT)!r})\n"
-        "import train_hypernetwork as script\n"
-        "from hn import cli\n"
-        "from hn.network.files import save\n"
-        "from hn.training.keeping.saving import Checkpoints\n"
-        "publish = Checkpoints.publish\n"
-        "def everywhere(self, state, folder, *, finished):\n"
-        "    rank = self._accelerator.process_index\n"
-        "    save(state.hypernetwork, folder / f'rank{rank}' / 'net.safetensors')\n"
-        "    publish(self, state, folder, finished=finished)\n"
-        "Checkpoints.publish = everywhere\n"
-        "sys.exit(script.main(cli.parse()))\n"
-    )
     held_out = {"validation_split": 2, "validation_steps": 2, "train_batch_size": 1}
     held_out |= {"early_stop_patience": 1, "keep_best": True, "learning_rate": "0.02:2, 0.5"}
-    flags = runs.settings(model, pictures, tmp_path / "runs", **CHANGES | held_out)
-    result = runs.run([*runs.TORCHRUN[:-1], str(script)], flags)
-    assert result.returncode == 0, result.stderr
-    assert "early_stop_patience 1" in runs.status(tmp_path / "runs/run")["reason"]
-    assert (tmp_path / "runs/run/checkpoints/best").readlink().name == "step-00000002"
-    ranks = [(tmp_path / f"runs/run/rank{rank}/net.safetensors").read_bytes() for rank in (0, 1)]
+    flags = runs.settings(model, pictures, tmp_path, **CHANGES | held_out)
+    ended = zygote.run(flags, tmp_path, world=2, before=save_everywhere)
+    assert ended.codes == [0, 0], ended.said
+    assert "early_stop_patience 1" in runs.status(tmp_path / "run")["reason"]
+    assert (tmp_path / "run/checkpoints/best").readlink().name == "step-00000002"
+    ranks = [(tmp_path / f"rank{rank}/net.safetensors").read_bytes() for rank in (0, 1)]
     assert ranks[0] == ranks[1]
 
 
@@ -164,6 +161,7 @@ def test_another_number_of_processes_than_expected_is_refused(model, pictures, t
     assert "expect_world_size is 2, but 1 processes run" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_saves_and_stops_both(model, pictures, tmp_path):
     flags = runs.settings(model, pictures, tmp_path, max_train_steps=100000, checkpointing_steps=3)
     folder = tmp_path / "run"

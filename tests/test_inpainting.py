@@ -26,7 +26,6 @@ from hn.errors import DataError, ModelError
 from tests import caches, runs, streamed, tiny
 from tests.data import test_streaming
 from tests.surgery import nets
-from tests.tools.conftest import run  # noqa: F401  # a fixture
 
 SIZE = (16, 16)
 
@@ -202,7 +201,7 @@ def test_it_trains_draws_measures_and_resumes_to_the_bit(trained):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_its_checkpoints_are_evaluated(trained, run, tmp_path):  # noqa: F811
+def test_its_checkpoints_are_evaluated(trained, run, tmp_path):
     few = ("--samples", 4, "--strengths", 1, "--prompts", "a star", "-o", tmp_path)
     done = run("evaluate", trained[0], *few)
     assert done.returncode == 0, done.stderr
@@ -243,7 +242,7 @@ def test_the_plan_counts_its_canvases(folder, model, pictures, tmp_path, capsys)
     assert "inpainting_masks and masks_per_image: for inpainting base models" in said
 
 
-def test_what_is_painted_into_a_picture_by_tool(folder, model, pictures, run, tmp_path):  # noqa: F811
+def test_what_is_painted_into_a_picture_by_tool(folder, model, pictures, run, tmp_path):
     image, mask = pictures / "0.png", tmp_path / "mask.png"
     Image.new("L", (20, 16), 255).save(mask)
     hn.save(nets.make(0), tmp_path / "net.pt")

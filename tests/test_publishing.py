@@ -25,7 +25,6 @@ from hn.training.state import TrainingState
 from hn.training.watching.signals import Stop
 from tests import runs
 from tests.hub_server import READER, STRANGER, WRITER
-from tests.tools.conftest import run_process
 
 HUB = HubConfig(push_to_hub=True, hub_model_id="me/style")
 ALL = HubConfig(push_to_hub=True, hub_model_id="me/style", hub_strategy="all")
@@ -525,7 +524,7 @@ def test_rotation_takes_nothing_away_from_an_upload(hub, run):
     assert fault(fetch_checkpoint("hub:me/style/step-00000002")) is None
 
 
-def test_a_push_goes_on_where_the_hub_died(hub, run, monkeypatch):
+def test_a_push_goes_on_where_the_hub_died(hub, run, monkeypatch, capsys):
     """Killed in the middle of a file, started again: the rest goes there, and only that."""
     died = []
 
@@ -544,9 +543,9 @@ def test_a_push_goes_on_where_the_hub_died(hub, run, monkeypatch):
         push_run(run, ALL)
     hub.start()
     hub.requests.clear()
-    result = run_process("push", run, "-o", "me/style", "--hub_strategy", "all")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip().endswith(f"{hub.url}/me/style")
+    capsys.readouterr()
+    assert tool(monkeypatch, "push", str(run), "-o", "me/style", "--hub_strategy", "all") == 0
+    assert capsys.readouterr().out.strip().endswith(f"{hub.url}/me/style")
     assert fault(fetch_checkpoint("hub:me/style")) is None
     oids = [path.rpartition("/")[2] for path in hub.asked("PUT", "")]
     assert len(oids) == len(set(oids)) and died[0].rpartition("/")[2] in oids
@@ -568,7 +567,9 @@ def test_a_run_that_could_not_publish_does_not_begin(hub, pictures, tmp_path, mo
     assert runs.status(tmp_path / "run")["exit_code"] == 8
 
 
-def test_a_failing_upload_fails_no_run_and_no_token_is_anywhere(hub, model, pictures, tmp_path):
+def test_a_failing_upload_fails_no_run_and_no_token_is_anywhere(
+    zygote, hub, model, pictures, tmp_path
+):
     """Two processes, of which one pushes; the hub refuses, then does not."""
     hub.trouble = lambda method, path: 403 if "/commit/" in path else None
     flags = runs.settings(
@@ -583,19 +584,19 @@ def test_a_failing_upload_fails_no_run_and_no_token_is_anywhere(hub, model, pict
         hub_model_id="me/style",
         hub_strategy="every_save",
     )
-    result = runs.run(runs.TORCHRUN, flags)
-    assert result.returncode == 0, result.stderr
+    ended = zygote.run(flags, tmp_path / "logs", world=2, HF_TOKEN=WRITER)
+    assert ended.codes == [0, 0], ended.said
     folder = tmp_path / "run"
     status = runs.status(folder)
     assert status["state"] == "done"
     assert status["hub"]["pushed"] == 0 and 1 <= status["hub"]["failed"] <= 4
     assert status["hub"]["push_command"] == f"python tools/push.py {folder}"
-    assert f"later: python tools/push.py {folder}" in result.stderr
+    assert f"later: python tools/push.py {folder}" in ended.said
     assert len(hub.asked("POST", "/create")) <= 5  # at the start, and by one process only
 
     hub.trouble = lambda method, path: None
     push_run(folder, read_settings(folder).hub)
     assert len([path for path in there(hub) if path.endswith(".safetensors")]) == 4
     written = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
-    written += [result.stdout.encode(), result.stderr.encode(), *there(hub).values()]
+    written += [ended.said.encode(), *there(hub).values()]
     assert written and not [1 for content in written if WRITER.encode() in content]

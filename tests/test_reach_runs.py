@@ -15,9 +15,6 @@ from hn.network import files
 from hn.network.contents import Contents
 from tests import runs
 from tests.diffusion.test_attention import predict
-from tests.tools.conftest import run
-
-__all__ = ["run"]  # a fixture
 
 PER_BLOCK = {
     "per_block": True,

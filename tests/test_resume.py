@@ -8,6 +8,7 @@ import pytest
 
 from hn.limits.saving import CHANGEABLE, FIXED
 from tests import runs, tiny
+from tests.zygote import Kill
 
 RANDOM = {
     "gradient_accumulation_steps": 2,
@@ -218,15 +219,14 @@ def unstopped(model, pictures, tmp_path_factory):
     "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_stopped_process_resumes_to_the_same_bits(model, pictures, tmp_path, number, unstopped):
+def test_a_stopped_process_resumes_to_the_same_bits(
+    zygote, model, pictures, tmp_path, number, unstopped
+):
     """SIGTERM saves and leaves with 75; after SIGKILL the last checkpoint is there."""
     flags = runs.settings(model, pictures, tmp_path, **LONG)
     folder = tmp_path / "run"
-    with runs.start(runs.PYTHON, flags) as process:
-        runs.wait_for(folder / "checkpoints/step-00000005/MANIFEST.json")
-        process.send_signal(number)
-        code = process.wait(60)
-    assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    ended = zygote.run(flags, tmp_path, kill=Kill(0.02, saves=2, number=number))
+    assert ended.codes == [75 if number == signal.SIGTERM else -signal.SIGKILL], ended.said
     if number == signal.SIGTERM:
         status = runs.status(folder)
         assert status["state"] == "interrupted"

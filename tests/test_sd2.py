@@ -15,7 +15,6 @@ from hn.diffusion.base_model import BaseModel
 from hn.network.surgery import resizing
 from tests import runs, tiny
 from tests.surgery import nets
-from tests.tools.conftest import run  # noqa: F401  # a fixture
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -47,7 +46,7 @@ def test_it_trains_draws_measures_and_resumes_to_the_bit(trained):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_its_checkpoints_are_evaluated(trained, run, tmp_path):  # noqa: F811
+def test_its_checkpoints_are_evaluated(trained, run, tmp_path):
     few = ("--samples", 4, "--strengths", 1, "--prompts", "a star", "-o", tmp_path)
     done = run("evaluate", trained[0], *few)
     assert done.returncode == 0, done.stderr
@@ -55,7 +54,7 @@ def test_its_checkpoints_are_evaluated(trained, run, tmp_path):  # noqa: F811
     assert [row["step"] for row in report["checkpoints"]] == [2, 4]
 
 
-def test_what_was_trained_is_baked(two, trained, run, tmp_path):  # noqa: F811
+def test_what_was_trained_is_baked(two, trained, run, tmp_path):
     baked = tmp_path / "baked"
     done = run("bake", two, trained[0] / "run.pt", "-o", baked)
     assert done.returncode == 0, done.stderr
@@ -67,7 +66,7 @@ def test_what_was_trained_is_baked(two, trained, run, tmp_path):  # noqa: F811
     torch.testing.assert_close(predict(unets[1]), attached, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_exported_as_a_lora_that_diffusers_loads(two, run, tmp_path):  # noqa: F811
+def test_it_is_exported_as_a_lora_that_diffusers_loads(two, run, tmp_path):
     net = resizing.resize(nets.make(0), (1, 0.25, 1)).net
     with torch.no_grad():
         for dim in net.dims:  # of what values get, a LoRA has no bias

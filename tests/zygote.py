@@ -3,9 +3,11 @@
     with Zygote() as zygote:
         ended = zygote.run(flags, folder, world=2, kill=Kill(rank=1, delay=0.2, inside=True))
 
-A process kills itself (SIGKILL): its timer is armed when training has started, or when a save has.
+A process sends itself the signal (SIGKILL if none is named): its timer is armed when training has
+started, or when a save has.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,12 +29,13 @@ PATIENCE = 120  # seconds that the other processes have when one has ended
 class Kill:
     """When to kill: `delay` seconds after training started, or after its `saves`-th save began.
 
-    `rank`: only this process; None: all of them.
+    `rank`: only this process; None: all of them. `number`: the signal.
     """
 
     delay: float
     saves: int = 0
     rank: int | None = None
+    number: int = signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,20 @@ class Zygote:
         world: int = 1,
         kill: Kill | None = None,
         faults: dict[int, dict[int, str]] | None = None,
+        before: Callable[[Path, int], None] | None = None,
+        **environment: str,
     ) -> Ended:
         """Train in `world` processes to the end, or until they are killed.
 
         `faults`: what goes wrong, once, by process and step; then `noted-*` say what became of the
         steps. `folder` is for these, for `drawn-*` (what each slot was trained on), and for logs.
+        `before`: a function of a module, which each process calls with `folder` and its rank.
         """
         folder.mkdir(parents=True, exist_ok=True)
         job = {"flags": flags, "folder": str(folder), "world": world, "faults": faults or {}}
         job["kill"] = None if kill is None else asdict(kill)
+        job["before"] = None if before is None else [before.__module__, before.__name__]
+        job["environment"] = environment
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         codes = json.loads(self._process.stdout.readline())
@@ -123,6 +132,7 @@ def _train(job: dict[str, Any], rank: int, port: int) -> int:
     from hn import cli
     from tests import faults
 
+    os.environ.update(job["environment"])
     if job["world"] > 1:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
@@ -135,6 +145,9 @@ def _train(job: dict[str, Any], rank: int, port: int) -> int:
     if job["faults"]:
         faults.inject(lambda step: mine.pop(step, None), setattr)
     noted = faults.watch(setattr) if job["faults"] else []
+    if job["before"] is not None:
+        module, name = job["before"]
+        getattr(importlib.import_module(module), name)(Path(job["folder"]), rank)
     code = train_hypernetwork.main(cli.parse(job["flags"]))
     (Path(job["folder"]) / f"noted-{rank}").write_text(json.dumps(noted))
     return code
@@ -148,7 +161,7 @@ def _arm(kill: Kill, mark: Path) -> None:
     requested, save, count = Stop.requested, Checkpoints.save, iter(range(1, 10**6))
 
     def shoot() -> None:
-        threading.Timer(kill.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        threading.Timer(kill.delay, os.kill, (os.getpid(), kill.number)).start()
 
     def started(self):
         if not kill.saves and not self._training:

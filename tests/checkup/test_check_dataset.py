@@ -1,4 +1,4 @@
-"""tools/check_dataset.py as a process, and its verdict against the trainer's."""
+"""tools/check_dataset.py: what it says and draws, and its verdict against the trainer's."""
 
 import json
 import os
@@ -17,18 +17,9 @@ from hn.data.pictures.images import load_examples
 from hn.errors import DataError
 from tests.checkup.drawn import checked, drawing, write
 from tests.runs import ROOT
+from tests.tools.conftest import run_process
 
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools/check_dataset.py"), *map(str, arguments)],
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+TOOL = "check_dataset"
 
 
 def mixed(folder):
@@ -41,9 +32,9 @@ def mixed(folder):
     return write(folder, **pictures)
 
 
-def test_a_usable_folder_is_reported_and_drawn(tmp_path):
+def test_a_usable_folder_is_reported_and_drawn(run, tmp_path):
     folder, output = mixed(tmp_path / "set"), tmp_path / "new" / "sheet.png"
-    result = run(folder, "--resolution", 64, "-o", output, "--max_pictures", 2)
+    result = run(TOOL, folder, "--resolution", 64, "-o", output, "--max_pictures", 2)
     assert result.returncode == 0, result.stderr
     said = result.stdout
     assert said.startswith(f"{folder}: 3 pictures, 0 unusable; training would take them\n")
@@ -59,7 +50,8 @@ def test_a_folder_that_training_refuses_ends_with_3_and_a_whole_report(tmp_path)
     (folder / "bad.png").write_bytes(b"<html>")
     (folder / "bad.txt").write_text("a page")
     (folder / "good.txt").unlink()
-    result = run(folder, "--json", "--tokenizer", demo.MODEL, "-o", tmp_path / "sheet.png")
+    flags = ["--json", "--tokenizer", demo.MODEL, "-o", tmp_path / "sheet.png"]
+    result = run_process(TOOL, folder, *flags)
     assert result.returncode == 3
     assert result.stderr.splitlines()[-1].startswith(f"error: training would refuse '{folder}'")
     report = json.loads(result.stdout)
@@ -73,12 +65,12 @@ def test_a_folder_that_training_refuses_ends_with_3_and_a_whole_report(tmp_path)
     assert (tmp_path / "sheet.png").is_file()
 
 
-def test_buckets_have_the_step_of_the_model(tmp_path):
+def test_buckets_have_the_step_of_the_model(run, tmp_path):
     """16 for the demo's: its autoencoder halves twice, its UNet twice."""
     folder = mixed(tmp_path / "set")
     drawing(3, (160, 80)).save(folder / "wide.png")
     (folder / "wide.txt").write_text("wide")
-    flags = [folder, "--resize_mode", "bucket", "--resolution", 64, "--tokenizer", demo.MODEL]
+    flags = [TOOL, folder, "--resize_mode", "bucket", "--resolution", 64, "--tokenizer", demo.MODEL]
     said = run(*flags, "--train_batch_size", 2).stdout
     assert "  sizes: 2, of 4 pictures\n" in said
     assert "  80 x 48         1  repeats pictures within a batch of 2\n" in said
@@ -100,7 +92,7 @@ def test_buckets_have_the_step_of_the_model(tmp_path):
     assert "  88 x 40" in run(*flags, "--bucket_step", 8).stdout
 
 
-def test_settings_that_cannot_be_end_with_2(tmp_path):
+def test_settings_that_cannot_be_end_with_2(run, tmp_path):
     folder = mixed(tmp_path / "set")
     (tmp_path / "old.png").write_bytes(b"precious")
     bad = {
@@ -122,14 +114,14 @@ def test_settings_that_cannot_be_end_with_2(tmp_path):
         "invalid choice": ["--resize_mode", "fold"],
     }
     for message, flags in bad.items():
-        result = run(folder, *flags)
+        result = run(TOOL, folder, *flags)
         assert (result.returncode, message in result.stderr) == (2, True), (flags, result.stderr)
     assert (tmp_path / "old.png").read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.png", "set"]
 
 
-def test_a_tokenizer_that_cannot_be_loaded_ends_with_4(tmp_path):
-    result = run(mixed(tmp_path / "set"), "--tokenizer", tmp_path)
+def test_a_tokenizer_that_cannot_be_loaded_ends_with_4(run, tmp_path):
+    result = run(TOOL, mixed(tmp_path / "set"), "--tokenizer", tmp_path)
     assert (result.returncode, "holds neither vocab.json nor tokenizer.json" in result.stderr) == (
         4,
         True,

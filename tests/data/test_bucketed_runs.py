@@ -5,7 +5,6 @@ one run, and each picture counts as its folder says.
 import json
 import shutil
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -27,8 +26,9 @@ from hn.diffusion.base_model import BaseModel
 from hn.diffusion.objective import Objective
 from hn.evaluation import paired
 from tests import runs, streamed, tiny
+from tests.zygote import Kill
 
-TOOL = [*runs.PYTHON[:1], str(runs.ROOT / "tools/cache_latents.py")]
+TOOL = "cache_latents"
 STEPS = 24
 SHAPING = {
     "resize_mode": "bucket",
@@ -57,24 +57,6 @@ loss_weight = 0.25
 path = "prior"
 regularization = true
 loss_weight = 2
-"""
-# Training as ever, but each process notes what it sees.
-NOTING = """
-import json, os, sys
-sys.path.insert(0, {root!r})
-import train_hypernetwork as script
-from hn import cli
-from hn.data.batches import Batches
-drawn = Batches._batch
-def noted(self, step, slots, pictures):
-    batch = drawn(self, step, slots, pictures)
-    assert len({{latents.shape for latents in batch.latents}}) == 1
-    with open({folder!r} + "/seen-" + os.environ.get("RANK", "0"), "a") as file:
-        for row in zip(slots, pictures, batch.prompts):
-            print(json.dumps([step, *row, list(batch.latents.shape)]), file=file)
-    return batch
-Batches._batch = noted
-sys.exit(script.main(cli.parse()))
 """
 
 
@@ -114,11 +96,19 @@ def flags(model: Path, table: Path, output: Path, **changes) -> list[str]:
     )
 
 
-def noting(folder: Path) -> str:
-    """The script that notes what is seen; gives its path."""
-    script = folder / "noting.py"
-    script.write_text(NOTING.format(root=str(runs.ROOT), folder=str(folder)))
-    return str(script)
+def note(folder: Path, rank: int) -> None:
+    """Let a process of the zygote note what it sees."""
+    draw = Batches._batch
+
+    def drawn(self, step, slots, pictures):
+        batch = draw(self, step, slots, pictures)
+        assert len({latents.shape for latents in batch.latents}) == 1
+        with open(folder / f"seen-{rank}", "a", encoding="utf-8") as file:
+            for row in zip(slots, pictures, batch.prompts, strict=True):
+                print(json.dumps([step, *row, list(batch.latents.shape)]), file=file)
+        return batch
+
+    Batches._batch = drawn
 
 
 def seen(folder: Path) -> list:
@@ -128,20 +118,20 @@ def seen(folder: Path) -> list:
 
 
 @pytest.fixture(scope="module")
-def alone(model, table, tmp_path_factory) -> Path:
+def alone(zygote, model, table, tmp_path_factory) -> Path:
     """One process, accumulation 2, not stopped."""
     folder = tmp_path_factory.mktemp("alone")
     arguments = flags(model, table, folder, gradient_accumulation_steps=2)
-    result = runs.run([runs.PYTHON[0], noting(folder)], arguments)
-    assert result.returncode == 0, result.stderr
+    ended = zygote.run(arguments, folder, before=note)
+    assert ended.codes == [0], ended.said
     return folder
 
 
-def test_two_processes_see_and_learn_what_one_does(model, table, tmp_path, alone):
+def test_two_processes_see_and_learn_what_one_does(zygote, model, table, tmp_path, alone):
     """Pictures, prompts and sizes of each slot are the same; weights but for the order of sums."""
-    launcher = [*runs.TORCHRUN[:-1], noting(tmp_path)]
-    result = runs.run(launcher, flags(model, table, tmp_path, expect_world_size=2))
-    assert result.returncode == 0, result.stderr
+    arguments = flags(model, table, tmp_path, expect_world_size=2)
+    ended = zygote.run(arguments, tmp_path, world=2, before=note)
+    assert ended.codes == [0, 0], ended.said
     assert len(seen(tmp_path)) == STEPS * 4
     assert seen(tmp_path) == seen(alone)
     assert len({tuple(row[-1]) for row in seen(alone)}) == 4
@@ -157,15 +147,9 @@ def goes_on_as(alone: Path, stopped: Path) -> None:
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_killed_and_resumed_equals_not_killed(model, table, tmp_path, alone):
+def test_killed_and_resumed_equals_not_killed(zygote, model, table, tmp_path, alone):
     arguments = flags(model, table, tmp_path, gradient_accumulation_steps=2)
-    manifest = tmp_path / "run/checkpoints/step-00000004/MANIFEST.json"
-    with runs.start(runs.PYTHON, arguments) as process:
-        end = time.monotonic() + 90
-        while not manifest.exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    assert zygote.run(arguments, tmp_path, kill=Kill(0.02, saves=2)).codes == [-signal.SIGKILL]
     assert not (tmp_path / "run/run.pt").exists()
     assert runs.train_here([*arguments, "--resume_from_checkpoint", "latest"]) == 0
     goes_on_as(alone, tmp_path / "run")
@@ -393,27 +377,28 @@ def test_a_stream_of_many_sizes_resumes_to_the_same_bits(model, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_cache_on_the_hub_trains_as_the_folder_does(hub, model, table, tmp_path, alone):
-    """Pushed by one process, fetched by another, which has no pictures."""
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_cache_on_the_hub_trains_as_the_folder_does(run, hub, model, table, tmp_path, alone):
+    """Pushed, and fetched by a run that has no pictures."""
     arguments = flags(model, table, tmp_path, gradient_accumulation_steps=2)
     pushed = ["-o", str(tmp_path / "cache"), *arguments, "--push_to_hub", "me/cache"]
-    result = runs.run(TOOL, pushed)
+    result = run(TOOL, *pushed)
     assert result.returncode == 0, result.stderr
     assert "me/cache" in result.stdout.splitlines()[-1]
     shutil.rmtree(tmp_path / "cache")
     source = {"train_folders": None, "cached_data_dir": "me/cache"}
     source |= dict.fromkeys(("resolution", *SHAPING))
     changes = {"gradient_accumulation_steps": 2, **source}
-    result = runs.run(runs.PYTHON, flags(model, table, tmp_path, **changes))
-    assert result.returncode == 0, result.stderr
+    runs.forget_accelerate()
+    assert runs.train_here(flags(model, table, tmp_path, **changes)) == 0
     goes_on_as(alone, tmp_path / "run")
 
 
-def test_pushing_without_a_token_is_refused_before_any_work(hub, model, tmp_path, monkeypatch):
+def test_pushing_without_a_token_is_refused_before_any_work(run, hub, model, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     arguments = runs.settings(model, tmp_path / "no pictures", tmp_path)
     pushed = ["-o", str(tmp_path / "cache"), *arguments, "--push_to_hub", "me/cache"]
-    result = runs.run(TOOL, pushed)
+    result = run(TOOL, *pushed)
     assert result.returncode == 8
     assert "token" in result.stderr
     assert not (tmp_path / "cache").exists()

@@ -23,7 +23,8 @@ from hn.diffusion.conditions.condition import Condition
 from hn.errors import DataError, NumericsError
 from tests import caches, runs, tiny
 
-TOOL = [*runs.PYTHON[:1], str(runs.ROOT / "tools/cache_latents.py")]
+NAME = "cache_latents"
+TOOL = [*runs.PYTHON[:1], str(runs.ROOT / f"tools/{NAME}.py")]
 TORCHRUN = [*runs.TORCHRUN[:-1], TOOL[1]]
 
 
@@ -318,8 +319,8 @@ def test_what_one_process_finds_all_of_them_raise(base, fourteen, tmp_path):
     assert [fault.split(":")[0].strip() for fault in faults] == ["5.png", "8.png"]
 
 
-def test_a_run_ends_at_once_where_one_process_meets_the_only_fault(model, tmp_path):
-    """The first process has encoded its shard and waits; the launcher would kill it after 30 s."""
+def test_all_end_at_once_where_one_process_meets_the_only_fault(zygote, model, tmp_path):
+    """The first process has encoded its shard and waits; no launcher is there to end it."""
     folder = tmp_path / "set"
     folder.mkdir()
     for number in range(caching.PER_SHARD + 1):
@@ -329,15 +330,13 @@ def test_a_run_ends_at_once_where_one_process_meets_the_only_fault(model, tmp_pa
     mask.paste(255, (98, 0, 100, 16))  # where no centre reaches
     mask.save(folder / "999.mask.png")
     changes = {"use_mask_files": True, "missing_caption": "empty"}
-    launcher, began = runs.TORCHRUN, time.monotonic()
-    result = runs.run(launcher, runs.settings(model, folder, tmp_path, **changes))
-    assert "forcefully exiting" not in result.stderr
-    assert time.monotonic() - began < 60
+    ended = zygote.run(runs.settings(model, folder, tmp_path, **changes), tmp_path, world=2)
+    assert ended.codes == [3, 3], ended.said
     status = runs.status(tmp_path / "run")
     assert (status["state"], status["exit_code"]) == ("failed", 3)
     assert "999.png: all that the crop shows is black in its mask" in status["reason"]
     assert status["resume_command"].endswith("config.toml")  # there is nothing to resume from
-    assert result.stdout.count("weighted evenly, since they have no mask") == 1
+    assert ended.said.count("weighted evenly, since they have no mask") == 1
 
 
 def test_a_process_that_ended_is_not_waited_for_for_ever(base, fourteen, tmp_path, monkeypatch):
@@ -383,12 +382,13 @@ def test_two_processes_of_the_tool_make_the_cache_of_one(model, pictures, tmp_pa
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_cache_is_all_that_training_needs(model, pictures, tmp_path, capsys):
+def test_a_cache_is_all_that_training_needs(run, model, pictures, tmp_path, capsys):
     """Moved, and without the pictures: the same weights."""
     own = shutil.copytree(pictures, tmp_path / "own")
     shaping = {"random_flip": True, "resolution": 24, "latent_cache_dtype": "fp16"}
     flags = tool_flags(model, own, tmp_path, validation_data_dir=own, **shaping)
-    assert runs.run(TOOL, flags).returncode == 0
+    assert run(NAME, *flags).returncode == 0
+    runs.forget_accelerate()
     shared = {"latent_cache_dir": tmp_path / "cache", "validation_data_dir": own}
     flags = runs.settings(model, own, tmp_path / "with", **shaping, **shared)
     assert runs.train_here(flags) == 0
@@ -408,8 +408,8 @@ def test_a_cache_is_all_that_training_needs(model, pictures, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_what_contradicts_a_cache_is_refused(model, pictures, tmp_path, capsys):
-    assert runs.run(TOOL, tool_flags(model, pictures, tmp_path)).returncode == 0
+def test_what_contradicts_a_cache_is_refused(run, model, pictures, tmp_path, capsys):
+    assert run(NAME, *tool_flags(model, pictures, tmp_path)).returncode == 0
     cache = {"cached_data_dir": tmp_path / "cache"}
 
     def refused(code, **changes):
@@ -441,7 +441,8 @@ def test_a_file_that_is_no_index_is_refused(tmp_path, content):
         Index.open(tmp_path / "train.arrow")
 
 
-def test_a_changed_entry_is_found_by_verifying(encode, base, folder, tmp_path):
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_changed_entry_is_found_by_verifying(run, encode, base, folder, tmp_path):
     latents, *_ = encode()
     (shard,) = (tmp_path / "cache/tensors").iterdir()
     content = bytearray(shard.read_bytes())
@@ -450,7 +451,7 @@ def test_a_changed_entry_is_found_by_verifying(encode, base, folder, tmp_path):
     content[place : place + 4] = b"\0\0\0\x41"  # 8.0
     shard.write_bytes(content)
     flags = tool_flags(base.name, folder, tmp_path)
-    result = runs.run(TOOL, [*flags, "--verify", "6"])
+    result = run(NAME, *flags, "--verify", 6)
     assert result.returncode == 3
     assert "holds something else for 3.png" in result.stderr
 
@@ -473,12 +474,13 @@ def test_a_broken_picture_of_another_process_ends_all_of_them(base, tmp_path, mo
     folder = tiny.make_pictures(tmp_path / "set", 4)
     (folder / "3.png").write_bytes(b"no picture")
     dataset = read_folder(folder, "stop", setting="train_data_dir")
+    config = DataConfig(resolution=(16,))
     barrier, found = threading.Barrier(2), []
 
     def run(rank):
         workers = Workers(2, rank, lambda value: ".train-agreed", lambda: barrier.wait(60))
         with pytest.raises(DataError, match=r"1 of 4 pictures cannot be used.*\n  3\.png"):
-            caches.encode(tmp_path / "cache", dataset, base, DataConfig(), workers=workers)
+            caches.encode(tmp_path / "cache", dataset, base, config, workers=workers)
         found.append(rank)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
@@ -499,39 +501,66 @@ def test_what_killed_passes_left_long_ago_is_removed(encode, tmp_path):
     assert [path.exists() for path in left] == [False, True]
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("program", ["training", "tool"])
-def test_a_cache_folder_that_cannot_be_written_is_refused_before_pictures(model, tmp_path, program):
+def test_a_cache_folder_that_cannot_be_written_is_refused_before_pictures(
+    run, model, tmp_path, capsys, program
+):
     """Nobody should wait for an hour of encoding: not even the pictures are looked at."""
     (tmp_path / "file").write_text("")
     flags = runs.settings(model, tmp_path / "no pictures", tmp_path)
     cache = str(tmp_path / "file")
     tool = program == "tool"
     flags += ["-o", cache] if tool else ["--latent_cache_dir", cache]
-    result = runs.run(TOOL if tool else runs.PYTHON, flags)
-    assert result.returncode == 5
-    assert f"error: latent_cache_dir '{cache}' cannot be written: File exists" in result.stderr
-    assert "Traceback" not in result.stderr
+    if tool:
+        result = run(NAME, *flags)
+        code, said = result.returncode, result.stderr
+    else:
+        code, said = runs.train_here(flags), capsys.readouterr().err
+    assert code == 5
+    assert f"error: latent_cache_dir '{cache}' cannot be written: File exists" in said
+    assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(("program", "number"), [("run", signal.SIGTERM), ("tool", signal.SIGINT)])
-def test_what_is_still_encoding_leaves_at_once_when_told(model, tmp_path, program, number):
+def terminate(folder, _rank):
+    """Send a process of the zygote a signal once it has encoded some of the pictures."""
+
+    def wait():
+        runs.wait_for(folder / "cache/tensors/*.arrow")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """As many pictures as take their time."""
+    return tiny.make_pictures(tmp_path_factory.mktemp("many") / "set", 3000, size=(40, 32))
+
+
+def test_a_run_that_is_still_encoding_leaves_at_once_when_told(zygote, model, many, tmp_path):
     """It has nothing to save, and hours of encoding would be waited for."""
-    folder = tiny.make_pictures(tmp_path / "set", 3000, size=(40, 32))
-    flags = runs.settings(model, folder, tmp_path, resolution=32)
-    run, tensors = program == "run", tmp_path / "cache/tensors"
-    flags += ["--latent_cache_dir" if run else "-o", str(tmp_path / "cache")]
-    with runs.start(runs.PYTHON if run else TOOL, flags) as process:
-        end = time.monotonic() + 60
-        while not any(tensors.glob("*.arrow")):
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        process.send_signal(number)
+    flags = runs.settings(model, many, tmp_path, resolution=32, latent_cache_dir=tmp_path / "cache")
+    ended = zygote.run(flags, tmp_path, before=terminate)
+    assert_left(ended.codes[0], ended.said, tmp_path / "cache")
+    status = runs.status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == ("interrupted", 75)
+    assert status["resume_command"].endswith("config.toml")
+
+
+def test_the_tool_leaves_at_once_when_told(model, many, tmp_path):
+    flags = runs.settings(model, many, tmp_path, resolution=32)
+    cache = tmp_path / "cache"
+    with runs.start(TOOL, [*flags, "-o", str(cache)]) as process:
+        runs.wait_for(cache / "tensors/*.arrow")
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert process.returncode == 75, err
-    assert "Traceback" not in err
-    assert "what was encoded is kept\n" in out
-    assert len(Store(tensors)) in range(1, 3000)
-    if run:
-        status = runs.status(tmp_path / "run")
-        assert (status["state"], status["exit_code"]) == ("interrupted", 75)
-        assert status["resume_command"].endswith("config.toml")
+    assert_left(process.returncode, out + err, cache)
+
+
+def assert_left(code, said, cache):
+    """It was interrupted, and kept what it had."""
+    assert code == 75, said
+    assert "Traceback" not in said
+    assert "what was encoded is kept\n" in said
+    assert len(Store(cache / "tensors")) in range(1, 3000)

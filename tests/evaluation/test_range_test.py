@@ -67,11 +67,11 @@ def test_the_flag_writes_a_curve_and_trains_nothing(model, pictures, tmp_path, c
     assert "curve          " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_the_training_begins_in_the_folder_of_its_curve(model, pictures, tmp_path):
-    """Both in processes of their own, as a user would; the second says what it imports."""
+    """The second in a process of its own, which says what it imports."""
     flags = runs.settings(model, pictures, tmp_path, max_train_steps=2)
-    tried = runs.run(runs.PYTHON, [*flags, "--find_learning_rate", "10"])
-    assert tried.returncode == 0, tried.stderr
+    assert runs.train_here([*flags, "--find_learning_rate", "10"]) == 0
     assert not (tmp_path / "run/status.json").exists()
     trained = runs.run(runs.PYTHON, flags, PYTHONPROFILEIMPORTTIME="1")
     assert trained.returncode == 0, trained.stderr

@@ -4,15 +4,11 @@ A column is one line of `COLUMNS`: its choices, and the settings that each stand
 """
 
 import itertools
-import json
-import socket
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
+import torch
 
 from tests import runs
-from tests.processes import matrix
 
 AOT = {"torch_compile_backend": "aot_eager"}  # differentiates as inductor does, and compiles fast
 COLUMNS = {
@@ -31,7 +27,6 @@ SHORT = [
     "bf16-checkpointing-sdpa-eager",
     "fp32-budget-sdpa-eager",
 ]
-COMMAND = [*runs.TORCHRUN[:-1], str(Path(__file__).parent / "matrix.py")]
 STEPS = 4
 # of the first losses: those of a bf16 UNet have 8 bits
 TOLERANCES = {"fp32": 1e-5, "bf16": 3e-2}
@@ -53,20 +48,14 @@ def jobs_of(cell, model, pictures, folder):
     half = {**changes, "max_train_steps": STEPS // 2}
     stopped = runs.settings(model, pictures, folder / "stopped", **half)
     again = runs.settings(model, pictures, folder / "stopped", **changes)
-    again += ["--resume_from_checkpoint", "latest"]
-    math = "math" in cell.split("-")
-    return [
-        [math, port, flags] for port, flags in zip(ports(3), (whole, stopped, again), strict=True)
-    ]
+    return [whole, stopped, [*again, "--resume_from_checkpoint", "latest"]]
 
 
-def ports(count):
-    """As many that nobody uses."""
-    with ExitStack() as stack:
-        servers = [
-            stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(count)
-        ]
-        return [server.getsockname()[1] for server in servers]
+def forbid_kernels(_folder, _rank):
+    """Let a process of the zygote compute attention by plain products."""
+    torch.backends.cuda.enable_flash_sdp(False)  # means a CPU's, too
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @pytest.mark.timeout(900)
@@ -75,19 +64,14 @@ def ports(count):
     [pytest.param(SHORT, id="short"), pytest.param(CELLS, marks=pytest.mark.slow, id="all")],
 )
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.usefixtures("fresh_accelerate")
-def test_it_trains_and_resumes(model, pictures, tmp_path, monkeypatch, cells, processes):
+def test_it_trains_and_resumes(zygote, model, pictures, tmp_path, cells, processes):
     if cells is SHORT and processes == 2:
         cells = SHORT[1:2]  # the others are trained by two elsewhere
-    jobs = [job for cell in cells for job in jobs_of(cell, model, pictures, tmp_path / cell)]
-    if processes == 1:
-        for variable in matrix.VARIABLES:
-            monkeypatch.setenv(variable, "")  # and back afterwards
-        matrix.main(jobs)
-    else:
-        (tmp_path / "jobs.json").write_text(json.dumps(jobs, default=str))
-        result = runs.run(COMMAND, [str(tmp_path / "jobs.json")], seconds=800)
-        assert result.returncode == 0, result.stderr
+    for cell in cells:
+        before = forbid_kernels if "math" in cell.split("-") else None
+        for flags in jobs_of(cell, model, pictures, tmp_path / cell):
+            ended = zygote.run(flags, tmp_path / "logs", processes, before=before)
+            assert ended.codes == [0] * processes, (cell, ended.said)
     reference = runs.losses(tmp_path / cells[0] / "whole/run")
     for cell in cells:
         whole, stopped = (tmp_path / cell / kind / "run" for kind in ("whole", "stopped"))

@@ -1,6 +1,7 @@
 """A process that hangs, is stopped or raises ends all of them, and they say which it was."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hn.data.batches import Batches
 from hn.training.watching.peers import Sign, judge, look_at
 from hn.training.watching.watch import TICK, Pulse
 from tests import runs
@@ -19,16 +21,52 @@ SCRIPT = str(Path(__file__).parent / "faulty.py")
 TWO, ALONE = [*runs.TORCHRUN[:-1], SCRIPT], [*runs.PYTHON[:-1], SCRIPT]
 
 
+def assert_failed(folder, error, named, place):
+    """It is said which process failed, where, and what to do."""
+    status = runs.status(folder / "run")
+    assert status["state"] == "failed"
+    assert status["exit_code"] == 7
+    assert named in status["reason"]
+    assert "Resume from the last checkpoint" in status["reason"]
+    assert f"error: {named}" in error
+    assert place in error
+
+
+def hang(_folder, rank):
+    """Let one process of the zygote do nothing more where step 3 asks for pictures."""
+    at = Batches.at
+
+    def hanging(self, step):
+        if step == 3 and rank == 1:
+            print(f"hung at {time.monotonic()}", flush=True)
+            time.sleep(1000)
+        return at(self, step)
+
+    Batches.at = hanging
+
+
+def test_a_process_that_hangs_ends_all_in_time_and_is_named(zygote, model, pictures, tmp_path):
+    flags = runs.settings(
+        model, pictures, tmp_path, max_train_steps=1000, process_timeout_s=TIMEOUT
+    )
+    ended = zygote.run(flags, tmp_path, world=2, before=hang)
+    (began,) = re.findall(r"hung at ([\d.]+)", ended.said)
+    assert time.monotonic() - float(began) < LATEST, ended.said
+    assert ended.codes == [7, 7]
+    assert_failed(tmp_path, ended.said, "process 1", "test_stalls.py:")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "fault", "rank", "named"),
     [
         (TWO, "hang", "1", "process 1"),
-        pytest.param(TWO, "hang", "0", "process 0", marks=pytest.mark.slow),
-        pytest.param(TWO, "fifo", "1", "process 1", marks=pytest.mark.slow),
-        pytest.param(TWO, "stop", "1", "process 1", marks=pytest.mark.slow),
-        pytest.param(TWO, "stop", "0", "process 0", marks=pytest.mark.slow),
-        pytest.param(TWO, "raise", "1", "process 1", marks=pytest.mark.slow),
-        pytest.param(ALONE, "fifo", "0", "nothing has happened", marks=pytest.mark.slow),
+        (TWO, "hang", "0", "process 0"),
+        (TWO, "fifo", "1", "process 1"),
+        (TWO, "stop", "1", "process 1"),
+        (TWO, "stop", "0", "process 0"),
+        (TWO, "raise", "1", "process 1"),
+        (ALONE, "fifo", "0", "nothing has happened"),
     ],
 )
 def test_all_end_in_time_and_name_it(model, pictures, tmp_path, command, fault, rank, named):
@@ -45,15 +83,10 @@ def test_all_end_in_time_and_name_it(model, pictures, tmp_path, command, fault, 
             os.kill(int(line.split()[1]), signal.SIGSTOP)
         _, error = process.communicate(timeout=120)
         took = time.monotonic() - began
-    status = runs.status(tmp_path / "run")
     assert took < LATEST, error
     assert runs.processes_with(str(tmp_path)) == []
-    assert status["state"] == "failed"
-    assert status["exit_code"] == 7
-    assert named in status["reason"]
-    assert "Resume from the last checkpoint" in status["reason"]
-    assert f"error: {named}" in error
-    assert {"raise": "planted", "stop": "no sign of life"}.get(fault, "faulty.py:") in error
+    place = {"raise": "planted", "stop": "no sign of life"}.get(fault, "faulty.py:")
+    assert_failed(tmp_path, error, named, place)
 
 
 def sign(number, *, waits=False, over=False):

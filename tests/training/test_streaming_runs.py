@@ -99,22 +99,22 @@ def test_what_is_skipped_is_counted_in_the_metrics_and_at_the_end(
     assert last.startswith("12,0,11,")
 
 
-def test_two_processes_resume_where_each_of_them_was(model, folder, tmp_path):
+def test_two_processes_resume_where_each_of_them_was(zygote, model, folder, tmp_path):
     """3 shards: both read all of them, every other row each."""
     changes = {"max_train_steps": 6, "checkpointing_steps": 3, "expect_world_size": 2}
-    result = runs.run(runs.TORCHRUN, flags(model, folder, tmp_path, **changes))
-    assert result.returncode == 0, result.stderr
+    ended = zygote.run(flags(model, folder, tmp_path, **changes), tmp_path, world=2)
+    assert ended.codes == [0, 0], ended.said
     run = tmp_path / "run"
     last = run / "checkpoints/step-00000006"
     assert len(streams(last)) == 2
-    assert "terminate called" not in result.stderr
+    assert "terminate called" not in ended.said
     kept = {name: (run / name).read_bytes() for name in ("run.pt", "metrics.jsonl")}
     places, losses = streams(last), runs.losses(run)
     shutil.rmtree(last)
     (run / "run.pt").unlink()
     again = flags(model, folder, tmp_path, **changes, resume_from_checkpoint="latest")
-    result = runs.run(runs.TORCHRUN, again)
-    assert result.returncode == 0, result.stderr
+    ended = zygote.run(again, tmp_path, world=2)
+    assert ended.codes == [0, 0], ended.said
     assert (run / "run.pt").read_bytes() == kept["run.pt"]
     assert runs.losses(run) == losses
     assert streams(last) == places

@@ -1,3 +1,0 @@
-"""Tools are run here as in their own tests."""
-
-from tests.tools.conftest import run  # noqa: F401  # a fixture
