@@ -10,7 +10,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hn.benchmark.memory import PeakMemory
 from hn.diffusion.attention import context_dims
@@ -24,6 +23,7 @@ from hn.diffusion.memory.rehearsal import Step, meta_unet, rehearse
 from hn.network.description import HypernetworkConfig
 from hn.network.module import Hypernetwork
 from tests import tiny
+from tests.operations import Operations
 
 MIB = 2**20
 SD15 = json.dumps({"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8})
@@ -96,18 +96,6 @@ def test_gradients_are_those_of_float64(unet):
         assert (a.double() - b).norm() <= 1e-5 * b.norm() + 1e-9
 
 
-class Called(TorchDispatchMode):
-    """Notes the operations that are called within."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     ("size", "channels", "settings", "product"),
     [
@@ -123,10 +111,10 @@ def test_a_large_convolution_of_few_positions_is_a_product(size, channels, setti
     torch.manual_seed(0)
     layer = nn.Conv2d(channels[0], channels[1], 3, padding=1, **settings).requires_grad_(False)
     x = torch.randn(size[0], channels[0], *size[1:], requires_grad=True)
-    with Called() as called:
+    with Operations() as called:
         found = convolve(layer, x)
         (grad,) = torch.autograd.grad(found.square().sum(), x)
-    assert any("convolution" in name for name in called.names) != product
+    assert any("convolution" in name for name in called.counts) != product
     exact = x.detach().double().requires_grad_()
     wanted = copy.deepcopy(layer).double()(exact)
     (wanted_grad,) = torch.autograd.grad(wanted.square().sum(), exact)

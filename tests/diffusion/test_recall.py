@@ -2,15 +2,14 @@
 
 import gc
 import weakref
-from collections import Counter
 
 import pytest
 import torch
 from peft import LoraConfig
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hn
 from tests.diffusion.test_attention import make_inputs, make_net, shared_unet, unet
+from tests.operations import Operations
 from tests.tiny import CONTEXT_DIM
 
 __all__ = ["shared_unet", "unet"]  # fixtures
@@ -45,18 +44,6 @@ def test_the_steps_of_a_denoising_share_what_is_made_of_the_text(unet, monkeypat
     assert len(calls) == 1
     assert all(map(torch.equal, found, expected))
     assert not torch.equal(found[0], found[1])
-
-
-class Operations(TorchDispatchMode):
-    """Counts torch's operations by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
