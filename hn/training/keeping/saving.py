@@ -80,8 +80,10 @@ class Checkpoints:
 
     def publish(self, state: TrainingState, folder: Path, *, finished: bool) -> None:
         """Put the artifact into the run's folder, if it is finished. Raises `NumericsError`."""
+        if not finished:
+            return
         whole = state.gathered()
-        if finished and self._accelerator.is_main_process:
+        if self._accelerator.is_main_process:
             write_artifacts(whole, folder / self._name, self._optimizer_name)
 
     def scheduled(self) -> list[int]:
