@@ -62,9 +62,8 @@ class Guard:
     ) -> None:
         self._accelerator = accelerator
         self._gradients = gradients or Gradients(model)
-        self._parameters = [
-            parameter for parameter in model.parameters() if parameter.requires_grad
-        ]
+        weights = (it for it in model.parameters() if it.requires_grad)
+        self._matrices: list[Tensor] = [it for it in weights if it.dim() == 2]
         self._mode = mode
         self._bound = bound
         self._max_weight_norm = max_weight_norm
@@ -204,9 +203,8 @@ class Guard:
         (As `scale_weight_norms` of kohya's scripts does with LoRA.) Biases and LayerNorm's factors
         are left alone. Nothing waits for the device.
         """
-        matrices: list[Tensor] = [p for p in self._parameters if p.dim() == 2]
-        norms = torch.stack(torch._foreach_norm(matrices))
+        norms = torch.stack(torch._foreach_norm(self._matrices))
         factors = (bound / norms).clamp(max=1)
-        torch._foreach_mul_(matrices, list(factors))
+        torch._foreach_mul_(self._matrices, list(factors))
         capped = (factors < 1).sum()
         self._capped = capped if self._capped is None else self._capped + capped
