@@ -48,13 +48,12 @@ def gradient(grad: Tensor, like: Tensor, weight: Tensor, geometry: Geometry) -> 
 def _is_a_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether x (B, C, h, w) is convolved faster as a product."""
     stride, padding, _, groups = geometry
-    positions = x.shape[0] * x.shape[2:].numel() // (stride[0] * stride[1])
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and weight.shape[2:].numel() > 1
         and weight.numel() >= LARGE
-        and positions <= FEW
+        and weight.shape[2:].numel() > 1
+        and x.shape[0] * x.shape[2:].numel() // (stride[0] * stride[1]) <= FEW
         and groups == 1
         and not isinstance(padding, str)
     )
