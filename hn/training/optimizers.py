@@ -123,8 +123,8 @@ def state_bytes(config: OptimizerConfig, weights: int) -> int:
         optimizer.train()  # type: ignore[operator]  # of those that are free of a schedule
     try:
         optimizer.step()
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return 2 * weights
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # as packages say it
+        return 2 * weights  # as Adam
     state = [it for it in optimizer.state[weight].values() if isinstance(it, Tensor)]
     return round(weights * sum(it.nbytes for it in state if it.numel() > 1) / weight.nbytes)
 
